@@ -1,0 +1,1 @@
+"""jaxllm carries a language model through its whole life on TPUs, GPUs and CPUs."""

@@ -1,0 +1,158 @@
+"""Configurations: errors, arguments, sections with variants.
+
+A section with variants holds `kind` and keyword arguments, and a table maps each kind to a
+factory. The factory's positional parameters are what the code passes; its keyword-only
+parameters are what the config may set, so a signature is the whole list of settings.
+"""
+
+import difflib
+import inspect
+
+from ml_collections import ConfigDict
+
+NO_DEFAULT = inspect.Parameter.empty
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work. Says the field, its value, what is allowed and what to type."""
+
+
+def near(name, known):
+    """Returns " Did you mean 'x'?" for the nearest known name, or an empty string."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def parse_arg(arg, **defaults):
+    """Reads the part of `--config=file.py:ARG` after the colon.
+
+    Args:
+        arg: comma-separated `name` or `name=value`, or None. A bare name switches a bool on, or
+            names one of the choices of the argument `preset` if the config declares it.
+        **defaults: the arguments that the config takes; each default gives its type.
+
+    Returns:
+        An object with one attribute an argument.
+
+    Raises:
+        ConfigError: unknown argument, or a value of the wrong type.
+    """
+    values = dict(defaults)
+    for item in filter(None, (part.strip() for part in (arg or "").split(","))):
+        name, has_value, text = item.partition("=")
+        if name not in defaults:
+            raise ConfigError(
+                f"No config argument {name!r}.{near(name, defaults)} Known: {', '.join(defaults)}."
+            )
+        values[name] = _parse(f"argument {name!r}", text if has_value else "true", defaults[name])
+    return ConfigDict(values)
+
+
+def _parse(what, text, default):
+    """Parses `text` as the type of `default`."""
+    kind = type(default)
+    if kind is bool:
+        if text.lower() in ("true", "1", "false", "0"):
+            return text.lower() in ("true", "1")
+        raise ConfigError(f"{what} is on or off, got {text!r}. Try true or false.")
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(
+            f"{what} takes {kind.__name__}, got {text!r}. The default is {default!r}."
+        ) from None
+
+
+def options(factory):
+    """Returns {name: default} of the keyword-only parameters, which are what a config may set."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def lookup(table, kind, field):
+    """Returns table[kind].
+
+    Raises:
+        ConfigError: no such kind.
+    """
+    if kind not in table:
+        raise ConfigError(
+            f"config.{field}.kind={kind!r} is unknown.{near(kind, table)} "
+            f"Known: {', '.join(table)}.\n  Try --config.{field}.kind={next(iter(table))}."
+        )
+    return table[kind]
+
+
+def arguments(table, section, field, ignore=()):
+    """Checks a `kind` section against its factory and returns (factory, keyword arguments).
+
+    Args:
+        table: {kind: factory}.
+        section: dict or ConfigDict with `kind` and the factory's options.
+        field: name of the section in the config, for errors.
+        ignore: names in the section that are not for the factory.
+
+    Raises:
+        ConfigError: unknown kind, unknown option, missing option or wrong type.
+    """
+    values = {name: _plain(value) for name, value in section.items() if name not in ignore}
+    factory = lookup(table, values.pop("kind", None), field)
+    known = options(factory)
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(
+                f"config.{field}.{name}={value!r}: kind {section['kind']!r} takes no such option."
+                f"{near(name, known)} Known: {', '.join(known) or 'none'}."
+            )
+        default = known[name]
+        if default is not NO_DEFAULT:
+            values[name] = _coerce(f"config.{field}.{name}", value, default)
+    missing = [n for n, default in known.items() if default is NO_DEFAULT and n not in values]
+    if missing:
+        raise ConfigError(
+            f"config.{field} with kind {section['kind']!r} needs {missing[0]!r}.\n"
+            f"  Try --config.{field}.{missing[0]}=…"
+        )
+    return factory, values
+
+
+def make(table, section, field, *context, ignore=()):
+    """Calls the factory that a `kind` section names: table[kind](*context, **options).
+
+    Raises:
+        ConfigError: as `arguments`; a ValueError of the factory is re-raised with the field's name.
+    """
+    factory, values = arguments(table, section, field, ignore)
+    try:
+        return factory(*context, **values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.{field} (kind {section['kind']!r}): {error}") from error
+
+
+def _plain(value):
+    """Turns ConfigDicts into dicts and lists into tuples, all the way down."""
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    return value
+
+
+def _coerce(name, value, default):
+    """Returns value as the type of default; an int may stand for a float, nothing else."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wrong = isinstance(value, bool) != isinstance(default, bool)
+    if wrong or not isinstance(value, type(default)):
+        raise ConfigError(
+            f"{name}={value!r} is a {type(value).__name__}; it must be a "
+            f"{type(default).__name__}, such as {default!r}."
+        )
+    return value

@@ -1,0 +1,47 @@
+"""The letters of array dimensions and the logical axes of parameters.
+
+| Letter | Meaning                | Logical axis           |
+|--------|------------------------|------------------------|
+| B      | examples               | batch                  |
+| T, S   | query, key positions   | length                 |
+| D, F, V| width, MLP width, vocabulary | embed, mlp, vocab |
+| N, K, G, H | query heads, key heads, N / K, head width | heads, kv_heads, -, head |
+| L      | layers                 | layers                 |
+
+Local arrays end in their letters (`x_BTD`); einsum strings use the same capitals.
+"""
+
+from typing import Any, NamedTuple
+
+AXIS_OF_LETTER = {
+    "B": "batch",
+    "T": "length",
+    "S": "length",
+    "D": "embed",
+    "F": "mlp",
+    "V": "vocab",
+    "N": "heads",
+    "K": "kv_heads",
+    "H": "head",
+    "L": "layers",
+    "P": "positions",
+}
+
+LOGICAL_AXES = frozenset(AXIS_OF_LETTER.values())
+
+
+class ParamInfo(NamedTuple):
+    """What is known of a parameter without allocating it.
+
+    Attributes:
+        shape: size of each dimension.
+        dtype: numpy dtype it is stored in.
+        axes: logical axis of each dimension; the first is "layers" where layers are stacked.
+        inputs: logical axes that a hidden matrix contracts over, such as ("embed",) for a query
+            projection; empty for norms, biases, embeddings and the output head.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str, ...]
+    inputs: tuple[str, ...] = ()

@@ -1,0 +1,44 @@
+"""Plain trees of arrays and their paths, written as words joined by "/"."""
+
+import math
+
+import jax
+
+
+def path_string(path):
+    """Writes a jax key path as words joined by "/"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def flatten(tree):
+    """Returns {path: leaf} of any tree, in jax's leaf order."""
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unflatten(leaves):
+    """Rebuilds nested dicts from {path: leaf}; the inverse of `flatten` for trees of dicts."""
+    tree = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def map_with_path(function, tree, *rest):
+    """Maps function(path, leaf, *other_leaves) over a tree."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(path_string(path), *leaves), tree, *rest
+    )
+
+
+def count(tree):
+    """Number of elements in all leaves that have a shape."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def size_bytes(tree):
+    """Bytes that all leaves take when whole on one device."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
