@@ -1,0 +1,144 @@
+"""Scaled dot-product attention: kernels in one table, and the module around them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.config import ConfigError
+from jaxllm.models.layers import Norm, Projection, rotate, softcap
+
+
+class Rows(NamedTuple):
+    """Where queries and keys stand; a query sees keys of its own segment, none later than itself.
+
+    Attributes:
+        query_BT, key_BS: index of each token in its row (not in its document), int32.
+        query_segment_BT, key_segment_BS: document of each token, from 1; 0 is padding.
+    """
+
+    query_BT: Any
+    key_BS: Any
+    query_segment_BT: Any
+    key_segment_BS: Any
+
+
+def visible(rows, window):
+    """Mask of the keys that each query sees, bool[B, T, S].
+
+    Args:
+        window: keys a query sees, itself included; 0 for all before it.
+    """
+    back_BTS = rows.query_BT[:, :, None] - rows.key_BS[:, None, :]
+    same_BTS = rows.query_segment_BT[:, :, None] == rows.key_segment_BS[:, None, :]
+    mask_BTS = same_BTS & (back_BTS >= 0)
+    return mask_BTS & (back_BTS < window) if window else mask_BTS
+
+
+def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap):
+    """Attention written out, softmax in float32; every option is supported.
+
+    Heads stand before positions and the two products are plain batched matrix products, which
+    is the layout that XLA's CPU backend runs fastest.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BKGTH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3)
+    k_BKSH, v_BKSH = jnp.swapaxes(k_BSKH, 1, 2), jnp.swapaxes(v_BSKH, 1, 2)
+    score = jnp.einsum(
+        "BKGTH,BKSH->BKGTS", q_BKGTH * scale, k_BKSH, preferred_element_type=jnp.float32
+    )
+    if cap:
+        score = softcap(score, cap)
+    mask = visible(rows, window)[:, None, None]
+    # A finite floor: a padding row that sees nothing must give numbers, not NaN.
+    score = jnp.where(mask, score, -1e30)
+    weight = jax.nn.softmax(score, axis=-1).astype(v_BSKH.dtype)
+    y_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", weight, v_BKSH)
+    return jnp.moveaxis(y_BKGTH, 3, 1).reshape(B, T, N, H)
+
+
+def xla(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap):
+    """`jax.nn.dot_product_attention`, XLA's implementation; it has no soft cap."""
+    if cap:
+        raise ConfigError(
+            "config.model.attention='xla' has no soft cap and attention_softcap is set.\n"
+            "  Try --config.model.attention=reference."
+        )
+    mask = visible(rows, window)[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, implementation="xla"
+    )
+
+
+ATTENTION = {"reference": reference, "xla": xla}
+
+
+def choose(name, cap):
+    """Returns the name of the kernel that `config.model.attention` stands for.
+
+    Raises:
+        ConfigError: unknown kernel, or one that lacks what the model needs.
+    """
+    if name == "auto":
+        return "reference"
+    if name not in ATTENTION:
+        raise ConfigError(
+            f"config.model.attention={name!r} is unknown. Known: auto, {', '.join(ATTENTION)}.\n"
+            "  Try --config.model.attention=auto."
+        )
+    if name == "xla" and cap:
+        xla(None, None, None, None, scale=1.0, window=0, cap=cap)
+    return name
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention: each key head serves G = N / K query heads."""
+
+    def __init__(self, c, *, rngs):
+        sizes = {"D": c.width, "N": c.heads, "K": c.kv_heads, "H": c.head_width}
+        keywords = dict(dtype=c.dtype, rngs=rngs)
+        self.q = Projection("BTD,DNH->BTNH", sizes, bias=c.qkv_bias, **keywords)
+        self.k = Projection("BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
+        self.v = Projection("BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
+        # Small at the start, so that the sum over 2 L branches keeps the size of its parts.
+        std = (c.heads * c.head_width * 2 * c.layers) ** -0.5
+        self.o = Projection("BTNH,NHD->BTD", sizes, bias=c.out_bias, std=std, **keywords)
+        self.q_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
+        self.k_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
+        self.window = c.window
+        self.scale, self.cap = c.query_scale, c.attention_softcap
+        self.kernel = choose(c.attention, c.attention_softcap)
+
+    def __call__(self, x_BTD, angles, rows, shard, *, windowed=False, cache=None):
+        """Attends.
+
+        Args:
+            x_BTD: input.
+            angles: (cos, sin) of the rotary positions, or None.
+            rows: `Rows` of the queries and keys.
+            shard: function (x, *logical axes) -> x that places an activation on the mesh.
+            windowed: whether this layer sees only the model's window.
+            cache: None, or {"k", "v": [B, S, K, H], "at": first index of the queries}.
+
+        Returns:
+            (output [B, T, D], cache with the new keys and values, or None).
+        """
+        q_BTNH, k_BSKH, v_BSKH = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        if self.q_norm is not None:
+            q_BTNH, k_BSKH = self.q_norm(q_BTNH), self.k_norm(k_BSKH)
+        if angles is not None:
+            q_BTNH, k_BSKH = rotate(q_BTNH, angles), rotate(k_BSKH, angles)
+        q_BTNH = shard(q_BTNH, "batch", "length", "heads", "head")
+        k_BSKH = shard(k_BSKH, "batch", "length", "kv_heads", "head")
+        v_BSKH = shard(v_BSKH, "batch", "length", "kv_heads", "head")
+        if cache is not None:
+            write = jax.lax.dynamic_update_slice_in_dim
+            k_BSKH = write(cache["k"], k_BSKH.astype(cache["k"].dtype), cache["at"], axis=1)
+            v_BSKH = write(cache["v"], v_BSKH.astype(cache["v"].dtype), cache["at"], axis=1)
+            cache = {"k": k_BSKH, "v": v_BSKH}
+        window = self.window if windowed else 0
+        options = dict(scale=self.scale, window=window, cap=self.cap)
+        y_BTNH = ATTENTION[self.kernel](q_BTNH, k_BSKH, v_BSKH, rows, **options)
+        return self.o(shard(y_BTNH, "batch", "length", "heads", "head")), cache

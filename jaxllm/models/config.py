@@ -1,0 +1,172 @@
+"""One frozen description of a transformer; every family is a table of these fields."""
+
+import dataclasses
+import math
+
+from jaxllm.config import ConfigError, near
+
+CHOICES = {
+    "norm": ("rms", "layer"),
+    "norm_place": ("pre", "post", "around"),
+    "position": ("rope", "learned", "none"),
+    "rope_scaling": ("none", "linear", "llama3"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
+    "remat": ("none", "dots", "full"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What a decoder-only transformer is made of. Widths count numbers, not bytes.
+
+    A field that is 0 and says "0: …" takes that value; `resolve` fills it in.
+    """
+
+    vocab: int = 0  # rows of the embedding table; 0: the tokenizer's
+    layers: int = 4
+    width: int = 192  # D
+    mlp_width: int = 512  # F
+    heads: int = 6  # N
+    kv_heads: int = 0  # K; 0: as heads (multi-head); 1: multi-query
+    head_width: int = 0  # H; 0: width / heads
+    positions: int = 0  # longest sequence in tokens; 0: config.data.length
+
+    norm: str = "rms"  # rms, layer
+    norm_place: str = "pre"  # pre, post (after the sum), around (both sides of each part)
+    norm_eps: float = 1e-6
+    norm_bias: bool = False  # layer norm only
+    norm_plus_one: bool = False  # multiply by 1 + w (Gemma)
+
+    position: str = "rope"  # rope, learned, none
+    rope_base: float = 10_000.0
+    rope_local_base: float = 0.0  # base in windowed layers (Gemma 3); 0: rope_base
+    rope_fraction: float = 1.0  # of each head that is rotated (Phi-2: 0.4)
+    rope_scaling: str = "none"  # none, linear, llama3; global layers only
+    rope_factor: float = 1.0  # how far positions are stretched
+    rope_low_factor: float = 1.0  # llama3: wavelengths above original / low are stretched
+    rope_high_factor: float = 4.0  # llama3: wavelengths below original / high are kept
+    rope_original: int = 8192  # llama3: positions it was trained on
+
+    qkv_bias: bool = False
+    out_bias: bool = False  # of the attention output
+    mlp_bias: bool = False
+    head_bias: bool = False
+    qk_norm: bool = False  # RMS norm of each query and key head (Qwen 3, Gemma 3)
+    query_scale: float = 0.0  # multiplies q·k; 0: head_width ** -0.5
+    window: int = 0  # keys a windowed layer sees, itself included; 0: all
+    global_every: int = 0  # every n-th layer is global; 0: all windowed when window > 0
+    attention_softcap: float = 0.0  # c: scores become c·tanh(score / c); 0: off
+    logit_softcap: float = 0.0
+
+    activation: str = "silu"
+    gated: bool = True  # SwiGLU, GeGLU: act(x·gate) · (x·up)
+    parallel: bool = False  # attention and MLP read the same input (PaLM, Phi-2)
+    tied: bool = False  # the output head is the embedding table
+    embed_scale: bool = False  # embeddings times sqrt(width) (Gemma)
+    dropout: float = 0.0  # of embeddings, attention output and MLP output
+
+    attention: str = "auto"  # kernel; a key of models.attention.ATTENTION
+    remat: str = "none"  # what the backward pass recomputes: none, dots (all but dots), full
+    unroll: int = 0  # layers per iteration of the layer scan; 0: the backend's best
+    dtype: str = "float32"  # of the computation; parameters are stored in float32
+
+    @property
+    def group(self):
+        """Query heads that share a key head (G)."""
+        return self.heads // self.kv_heads
+
+    @property
+    def period(self):
+        """Layers after which the pattern of windowed and global layers repeats."""
+        return self.global_every if self.window and self.global_every else 1
+
+    def is_windowed(self, layer):
+        """Whether `layer` sees only `window` keys."""
+        last = self.global_every and layer % self.global_every == self.global_every - 1
+        return bool(self.window) and not last
+
+
+FIELDS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+
+
+def resolve(values, *, vocab, length):
+    """Makes a checked ModelConfig.
+
+    Args:
+        values: {field: value}; fields that are absent take their defaults.
+        vocab: size of the tokenizer's vocabulary.
+        length: tokens in a row of training data.
+
+    Raises:
+        ConfigError: unknown field, wrong type, or fields that contradict each other.
+    """
+    for name, value in values.items():
+        if name not in FIELDS:
+            raise ConfigError(
+                f"config.model.{name}={value!r} is unknown.{near(name, FIELDS)} "
+                f"Known: {', '.join(FIELDS)}."
+            )
+    c = ModelConfig(**values)
+    for name, allowed in CHOICES.items():
+        if getattr(c, name) not in allowed:
+            raise ConfigError(
+                f"config.model.{name}={getattr(c, name)!r} is unknown."
+                f"{near(getattr(c, name), allowed)} Known: {', '.join(allowed)}.\n"
+                f"  Try --config.model.{name}={allowed[0]}."
+            )
+    c = dataclasses.replace(
+        c,
+        vocab=c.vocab or vocab,
+        kv_heads=c.kv_heads or c.heads,
+        head_width=c.head_width or c.width // max(c.heads, 1),
+        positions=c.positions or length,
+        rope_local_base=c.rope_local_base or c.rope_base,
+    )
+    c = dataclasses.replace(c, query_scale=c.query_scale or c.head_width**-0.5)
+    _check(c, values, vocab, length)
+    return c
+
+
+def _check(c, values, vocab, length):
+    """Raises ConfigError for fields that contradict each other."""
+    for name in ("layers", "width", "mlp_width", "heads", "kv_heads", "head_width", "vocab"):
+        if getattr(c, name) < 1:
+            raise ConfigError(f"config.model.{name}={getattr(c, name)} must be at least 1.")
+    if not values.get("head_width") and c.width % c.heads:
+        nearest = max(n for n in range(1, c.heads + 1) if c.width % n == 0)
+        raise ConfigError(
+            f"config.model.width={c.width} does not split evenly over heads={c.heads}.\n"
+            f"  Try --config.model.heads={nearest}, or "
+            f"--config.model.width={math.ceil(c.width / c.heads) * c.heads}."
+        )
+    if c.heads % c.kv_heads:
+        nearest = max(n for n in range(1, c.kv_heads + 1) if c.heads % n == 0)
+        raise ConfigError(
+            f"config.model.kv_heads={c.kv_heads} does not divide heads={c.heads}.\n"
+            f"  Try --config.model.kv_heads={nearest}."
+        )
+    if length > c.positions:
+        raise ConfigError(
+            f"config.data.length={length} is longer than config.model.positions={c.positions}.\n"
+            f"  Try --config.data.length={c.positions}, or --config.model.positions={length}."
+        )
+    if vocab > c.vocab:
+        raise ConfigError(
+            f"config.model.vocab={c.vocab} is smaller than the tokenizer's {vocab}.\n"
+            f"  Try --config.model.vocab={math.ceil(vocab / 64) * 64}, or 0 for the tokenizer's."
+        )
+    if c.position == "rope" and int(c.head_width * c.rope_fraction) % 2:
+        raise ConfigError(
+            f"config.model.head_width={c.head_width} with rope_fraction={c.rope_fraction} rotates "
+            f"an odd number of dimensions ({int(c.head_width * c.rope_fraction)}).\n"
+            f"  Try --config.model.head_width={c.head_width + 1}."
+        )
+    if not 0 <= c.dropout < 1:
+        raise ConfigError(
+            f"config.model.dropout={c.dropout} must be in [0, 1).\n"
+            "  Try --config.model.dropout=0.1."
+        )
+    if c.norm == "rms" and c.norm_bias:
+        raise ConfigError(
+            "config.model.norm_bias=True needs norm='layer'.\n  Try --config.model.norm=layer."
+        )

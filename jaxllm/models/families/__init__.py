@@ -1,0 +1,80 @@
+"""Model families as tables: what all sizes share, and each size."""
+
+from typing import NamedTuple
+
+from jaxllm.config import ConfigError, near
+from jaxllm.models.config import FIELDS, resolve
+from jaxllm.models.families.gemma import (
+    GEMMA,
+    GEMMA2,
+    GEMMA2_SIZES,
+    GEMMA3,
+    GEMMA3_SIZES,
+    GEMMA_SIZES,
+)
+from jaxllm.models.families.gpt2 import GPT2, GPT2_SIZES
+from jaxllm.models.families.llama import LLAMA, LLAMA_SIZES, MISTRAL, MISTRAL_SIZES
+from jaxllm.models.families.palm import PALM, PALM_SIZES
+from jaxllm.models.families.phi import PHI2, PHI2_SIZES, PHI3, PHI3_SIZES
+from jaxllm.models.families.qwen import QWEN2, QWEN2_SIZES, QWEN3, QWEN3_SIZES
+
+
+class Family(NamedTuple):
+    """Fields of ModelConfig: `shared` by all sizes, and {size: fields} over them."""
+
+    shared: dict
+    sizes: dict
+
+
+FAMILIES = {
+    "gpt2": Family(GPT2, GPT2_SIZES),
+    "palm": Family(PALM, PALM_SIZES),
+    "llama": Family(LLAMA, LLAMA_SIZES),
+    "mistral": Family(MISTRAL, MISTRAL_SIZES),
+    "qwen2": Family(QWEN2, QWEN2_SIZES),
+    "qwen3": Family(QWEN3, QWEN3_SIZES),
+    "gemma": Family(GEMMA, GEMMA_SIZES),
+    "gemma2": Family(GEMMA2, GEMMA2_SIZES),
+    "gemma3": Family(GEMMA3, GEMMA3_SIZES),
+    "phi2": Family(PHI2, PHI2_SIZES),
+    "phi3": Family(PHI3, PHI3_SIZES),
+}
+
+# A family without a size is an architecture: its sizes are up to the config.
+NAMED_SIZE = ("vocab", "positions", "head_width")
+
+
+def model_config(section, *, vocab, length):
+    """Makes the ModelConfig that `config.model` describes.
+
+    Args:
+        section: {"family", "size", and any field of ModelConfig (None where unset)}. Fields that
+            are set win over the size's, and the size's over the family's.
+        vocab: size of the tokenizer's vocabulary.
+        length: tokens in a row of training data.
+
+    Raises:
+        ConfigError: unknown family, size or field, or fields that contradict each other.
+    """
+    values = {name: value for name, value in section.items() if value is not None}
+    family, size = values.pop("family"), values.pop("size")
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"config.model.family={family!r} is unknown.{near(family, FAMILIES)} "
+            f"Known: {', '.join(FAMILIES)}.\n  Try --config.model.family=llama."
+        )
+    shared, sizes = FAMILIES[family]
+    if size and size not in sizes:
+        raise ConfigError(
+            f"config.model.size={size!r} is unknown for family {family!r}.{near(size, sizes)} "
+            f"Known: {', '.join(sizes)}, or '' for sizes of your own.\n"
+            f"  Try --config.model.size={next(iter(sizes))}."
+        )
+    if not size:
+        shared = {name: value for name, value in shared.items() if name not in NAMED_SIZE}
+    return resolve({**shared, **sizes.get(size, {}), **values}, vocab=vocab, length=length)
+
+
+def settings():
+    """Returns the section `config.model` with every field unset; family and size first."""
+    return {"family": "llama", "size": "", **{name: default for name, default in FIELDS.items()}}

@@ -1,0 +1,143 @@
+"""The parts a transformer is built from: projection, norm, position, dropout."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.dims import AXIS_OF_LETTER
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+ZEROS, ONES = jax.nn.initializers.zeros, jax.nn.initializers.ones
+
+
+def make_param(init, key, shape, axes, inputs=()):
+    """A float32 parameter that carries its logical axes and, for hidden matrices, its inputs."""
+    return nnx.Param(init(key, shape, jnp.float32), axes=tuple(axes), inputs=tuple(inputs))
+
+
+class Projection(nnx.Module):
+    """Multiplies by a weight: the one place in a model that does.
+
+    Args:
+        equation: einsum with the house letters, such as "BTD,DNH->BTNH".
+        sizes: {letter: size} of the weight's letters.
+        bias: whether a bias is added over the output's weight letters.
+        std: standard deviation of the initial weight; default 1 / sqrt(inputs).
+        hidden: False for the output head, which optimizers treat apart from hidden matrices.
+    """
+
+    def __init__(self, equation, sizes, *, bias=False, std=None, hidden=True, dtype, rngs):
+        operands, self.out = equation.split("->")
+        self.x, self.letters = operands.split(",")
+        self.contracted = "".join(a for a in self.letters if a in self.x)
+        self.made = "".join(a for a in self.letters if a in self.out)
+        self.dtype = dtype
+        axes = [AXIS_OF_LETTER[a] for a in self.letters]
+        inputs = [AXIS_OF_LETTER[a] for a in self.contracted]
+        fan_in = math.prod(sizes[a] for a in self.contracted)
+        init = jax.nn.initializers.truncated_normal(fan_in**-0.5 if std is None else std)
+        shape = tuple(sizes[a] for a in self.letters)
+        self.w = make_param(init, rngs.params(), shape, axes, inputs if hidden else ())
+        shape = tuple(sizes[a] for a in self.made)
+        axes = [AXIS_OF_LETTER[a] for a in self.made]
+        self.b = make_param(ZEROS, rngs.params(), shape, axes) if bias else None
+
+    def __call__(self, x):
+        """Returns the projection of x in the dtype of the computation."""
+        y = project(x.astype(self.dtype), self.w[...].astype(self.dtype), len(self.contracted))
+        return y if self.b is None else y + self.b[...].astype(self.dtype)
+
+
+def project(x, w, contracted):
+    """Contracts the last axes of x with the first of w, as one product of two matrices.
+
+    XLA's CPU backend runs the backward pass of a product over [B, T, D] two to three times
+    slower than that of the same product over [B·T, D]; on other backends the two are the same.
+    """
+    kept, made = x.shape[: x.ndim - contracted], w.shape[contracted:]
+    inner = math.prod(w.shape[:contracted])
+    y = x.reshape(-1, inner) @ w.reshape(inner, -1)
+    return y.reshape(*kept, *made)
+
+
+class Norm(nnx.Module):
+    """RMS norm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016) over the last axis.
+
+    Statistics are taken in float32 whatever the dtype of the computation.
+    """
+
+    def __init__(self, c, size, letter, *, kind=None, rngs):
+        self.kind, self.eps, self.plus_one = kind or c.norm, c.norm_eps, c.norm_plus_one
+        axes = (AXIS_OF_LETTER[letter],)
+        self.scale = make_param(ZEROS if self.plus_one else ONES, rngs.params(), (size,), axes)
+        biased = c.norm_bias and self.kind == "layer"
+        self.bias = make_param(ZEROS, rngs.params(), (size,), axes) if biased else None
+
+    def __call__(self, x):
+        """Returns x normalised, in the dtype of x."""
+        y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        y = y * (self.scale[...] + 1 if self.plus_one else self.scale[...])
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+def rope_frequencies(c, *, windowed):
+    """Radians a position for each rotated pair, float32[rotated / 2].
+
+    Windowed layers use `rope_local_base` and are never stretched (Gemma 3 report, section 2).
+    Scaling "linear" divides positions by `rope_factor` (Chen et al. 2023, arXiv:2306.15595);
+    "llama3" divides only long wavelengths, with a ramp between (Llama 3.1 model card).
+    """
+    rotated = int(c.head_width * c.rope_fraction)
+    base = c.rope_local_base if windowed else c.rope_base
+    frequency = base ** (-jnp.arange(0, rotated, 2, dtype=jnp.float32) / rotated)
+    if windowed or c.rope_scaling == "none":
+        return frequency
+    if c.rope_scaling == "linear":
+        return frequency / c.rope_factor
+    turns = c.rope_original * frequency / (2 * jnp.pi)  # over the original positions
+    ramp = (turns - c.rope_low_factor) / (c.rope_high_factor - c.rope_low_factor)
+    kept = jnp.clip(ramp, 0.0, 1.0)
+    return frequency * (kept + (1 - kept) / c.rope_factor)
+
+
+def rope_angles(c, position_BT, *, windowed):
+    """Returns (cos, sin) of every rotated pair, float32[B, T, rotated / 2]."""
+    angle = position_BT[..., None].astype(jnp.float32) * rope_frequencies(c, windowed=windowed)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTNH, angles):
+    """Rotates pairs (i, i + rotated / 2) of each head (Su et al. 2021, arXiv:2104.09864).
+
+    Dimensions past the rotated ones are left alone.
+    """
+    cos, sin = (a[:, :, None, :].astype(x_BTNH.dtype) for a in angles)
+    half = cos.shape[-1]
+    first, second, rest = jnp.split(x_BTNH, (half, 2 * half), axis=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin, rest]
+    return jnp.concatenate(parts[: 2 if rest.shape[-1] == 0 else 3], axis=-1)
+
+
+def softcap(x, cap):
+    """Squashes x smoothly into (-cap, cap) (Gemma 2 report, section 2)."""
+    return cap * jnp.tanh(x / cap)
+
+
+def dropout(x, rate, key):
+    """Zeroes a fraction `rate` of x and scales up the rest; does nothing without a key."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
