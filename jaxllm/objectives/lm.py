@@ -1,0 +1,87 @@
+"""Next-token prediction with a cross-entropy that need not hold all logits at once."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.objectives.base import Loss
+
+# Logits held at once when `chunk` is 0: 2^24 float32 numbers are 64 MiB over the whole mesh.
+LOGITS_AT_ONCE = 2**24
+
+
+def pieces(batch, length, vocab, chunk):
+    """Returns into how many pieces a row of `length` positions is cut.
+
+    Args:
+        batch, length, vocab: shape of the logits.
+        chunk: positions a piece, at most; 0 for as many as keep a piece within LOGITS_AT_ONCE.
+    """
+    fits = chunk or max(LOGITS_AT_ONCE // (batch * vocab), 1)
+    return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fits)
+
+
+def make(model, *, z_loss=0.0, chunk=0):
+    """Makes the language-modelling loss: mean negative log-likelihood of the targets.
+
+    Args:
+        model: `models.Model`.
+        z_loss: weight of the squared log-partition, which keeps logits from drifting
+            (Chowdhery et al. 2022, section 5); 1e-4 is usual, 0 is off.
+        chunk: positions of every row whose logits are held at once; 0 chooses. Fewer pieces than
+            the whole length are computed again in the backward pass.
+
+    Returns:
+        loss(params, refs, batch, key) -> Loss in nats, counted in tokens. `batch` holds
+        tokens, targets, position, segment: int32[B, T], weight: float32[B, T].
+        Sums: loss (without the z-loss), accuracy, z_loss where it is on.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+    if z_loss < 0:
+        raise ValueError(f"z_loss must not be negative, got {z_loss}. Try 1e-4, or 0 for none.")
+    if chunk < 0:
+        raise ValueError(f"chunk must not be negative, got {chunk}. 0 chooses.")
+
+    def piece_sums(params, piece):
+        x_BTD, target_BT, weight_BT = piece
+        logits_BTV = model.logits(params, x_BTD)
+        partition_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+        # A select, not a gather: it fuses, its gradient is no scatter, and a vocabulary that is
+        # split over the mesh stays split.
+        is_target = jnp.arange(logits_BTV.shape[-1]) == target_BT[..., None]
+        chosen_BT = jnp.sum(jnp.where(is_target, logits_BTV, 0.0), axis=-1)
+        hit_BT = chosen_BT >= jax.lax.stop_gradient(jnp.max(logits_BTV, axis=-1))
+        sums = {
+            "loss": jnp.sum((partition_BT - chosen_BT) * weight_BT),
+            "accuracy": jnp.sum(hit_BT * weight_BT),
+        }
+        if z_loss:
+            sums["z_loss"] = z_loss * jnp.sum(jnp.square(partition_BT) * weight_BT)
+        return sums
+
+    def loss(params, refs, batch, key=None):
+        del refs  # nothing frozen takes part
+        x_BTD = model.hidden(params, batch, key)
+        B, T, _ = x_BTD.shape
+        row = (x_BTD, batch["targets"], batch["weight"])
+        n = pieces(B, T, model.config.vocab, chunk)
+        if n == 1:
+            sums = piece_sums(params, row)
+        else:
+            # [B, T, …] -> [n, B, T / n, …]: cut along T, so that rows stay on their devices.
+            cut = jax.tree.map(
+                lambda a: jnp.moveaxis(a.reshape(B, n, T // n, *a.shape[2:]), 1, 0), row
+            )
+            one = jax.checkpoint(piece_sums)
+
+            def add(sums, piece):
+                return jax.tree.map(jnp.add, sums, one(params, piece)), None
+
+            like = jax.eval_shape(piece_sums, params, [a[0] for a in cut])
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+            sums, _ = jax.lax.scan(add, zeros, cut)
+        total = sums["loss"] + sums.get("z_loss", 0.0)
+        return Loss(total, jnp.sum(batch["weight"]), sums)
+
+    return loss

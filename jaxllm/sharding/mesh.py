@@ -1,0 +1,81 @@
+"""The device mesh: axes data, fsdp and tensor, in that order."""
+
+import math
+
+import jax
+from jax.sharding import AxisType
+
+from jaxllm.config import ConfigError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+def mesh_shape(section, devices):
+    """Returns {axis: size} with the axis that is -1 filled from the number of devices.
+
+    Args:
+        section: {"data", "fsdp", "tensor"}: sizes, at most one of them -1.
+        devices: number of devices.
+
+    Raises:
+        ConfigError: sizes that do not multiply to the number of devices.
+    """
+    shape = {axis: section[axis] for axis in MESH_AXES}
+    for axis, size in shape.items():
+        if size < 1 and size != -1:
+            raise ConfigError(
+                f"config.mesh.{axis}={size} must be at least 1, or -1 for the devices left over.\n"
+                f"  Try --config.mesh.{axis}=-1."
+            )
+    free = [axis for axis, size in shape.items() if size == -1]
+    if len(free) > 1:
+        raise ConfigError(
+            f"config.mesh has {' and '.join(free)} both -1; one axis at most can take the rest.\n"
+            f"  Try --config.mesh.{free[1]}=1."
+        )
+    fixed = math.prod(size for size in shape.values() if size != -1)
+    if free and devices % fixed == 0:
+        shape[free[0]] = devices // fixed
+    elif free or fixed != devices:
+        text = " x ".join(f"{axis}={size}" for axis, size in shape.items())
+        axis = free[0] if free else max(shape, key=shape.get)
+        fix = "1 and --config.mesh.data=-1" if axis != "data" else "-1"
+        others = [a for a in MESH_AXES if a != axis and shape[a] > 1]
+        hint = f"--config.mesh.{others[0]}=1" if free and others else f"--config.mesh.{axis}={fix}"
+        raise ConfigError(
+            f"config.mesh {text} does not fit {devices} devices.\n"
+            f"  The sizes must multiply to {devices}. Try {hint}."
+        )
+    return shape
+
+
+def make_mesh(shape, devices=None):
+    """Makes the mesh; axis types are Auto, so that the compiler places what we do not."""
+    sizes = tuple(shape[axis] for axis in MESH_AXES)
+    types = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+
+
+def check_splits(field, size, shape, axes, times=1, times_field=""):
+    """Raises ConfigError unless `size` divides evenly over the mesh `axes` (times micro-batches).
+
+    Args:
+        field: name in the config, such as "data.batch".
+        size: its value.
+        shape: {mesh axis: size}.
+        axes: mesh axes that it is split over.
+        times: another factor that must divide it, named by `times_field`.
+    """
+    ways = math.prod(shape[axis] for axis in axes) * times
+    if size % ways == 0 and size > 0:
+        return
+    below, above = size // ways * ways, max(-(-size // ways), 1) * ways
+    over = " x ".join(f"{axis}={shape[axis]}" for axis in axes)
+    over += f" x {times_field}={times}" if times > 1 else ""
+    nearest = " or ".join(str(n) for n in dict.fromkeys((below, above)) if n)
+    raise ConfigError(
+        f"config.{field}={size} does not split evenly over mesh axes {over} ({ways} ways).\n"
+        f"  Nearest that do: {nearest}.\n"
+        f"  Try --config.{field}={above}, or a smaller --config.mesh.{axes[-1]}."
+    )

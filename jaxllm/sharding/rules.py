@@ -1,0 +1,77 @@
+"""Rules: which mesh axes each logical axis of a parameter or an activation is split over."""
+
+import math
+from typing import NamedTuple
+
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxllm.sharding.mesh import BATCH_AXES
+
+ACTIVATION_RULES = {
+    "batch": BATCH_AXES,
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+_TENSOR = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), ("tensor",))
+
+
+class Rules(NamedTuple):
+    """{logical axis: mesh axes} of the parameters, and of the optimizer's state."""
+
+    params: dict
+    optimizer: dict
+
+
+RULES = {
+    # ZeRO stage 3 (Rajbhandari et al. 2020): parameters, gradients and state all split.
+    "zero3": Rules({**_TENSOR, "embed": ("fsdp",)}, {**_TENSOR, "embed": ("fsdp",)}),
+    # ZeRO stage 1: only the optimizer's state is split; parameters are whole on every device.
+    "zero1": Rules(_TENSOR, {**_TENSOR, "embed": ("data", "fsdp")}),
+    "replicated": Rules(_TENSOR, _TENSOR),
+}
+
+
+def spec(axes, shape, rules, mesh):
+    """Returns the PartitionSpec of an array.
+
+    An axis that does not divide evenly over all its mesh axes is split over fewer of them, down to
+    none; `unsplit` lists where that happened. No mesh axis is used twice.
+    """
+    used, parts = set(), []
+    for axis, size in zip(axes, shape, strict=True):
+        names = tuple(n for n in rules.get(axis, ()) if n not in used and mesh.shape[n] > 1)
+        while names and size % math.prod(mesh.shape[n] for n in names):
+            names = names[:-1]
+        used.update(names)
+        parts.append(names or None)
+    while parts and parts[-1] is None:
+        parts.pop()
+    return PartitionSpec(*parts)
+
+
+def param_shardings(infos, rules, mesh):
+    """Returns {path: NamedSharding} for {path: ParamInfo}."""
+    return {
+        path: NamedSharding(mesh, spec(info.axes, info.shape, rules, mesh))
+        for path, info in infos.items()
+    }
+
+
+def unsplit(infos, rules, mesh):
+    """Lists what a rule could not split evenly, as "path: axis size over mesh_axis=size"."""
+    notes = []
+    for path, info in infos.items():
+        parts = tuple(spec(info.axes, info.shape, rules, mesh))
+        parts += (None,) * (len(info.shape) - len(parts))
+        taken = {name for part in parts for name in part or ()}
+        for axis, size, part in zip(info.axes, info.shape, parts, strict=True):
+            missed = [
+                name
+                for name in rules.get(axis, ())
+                if mesh.shape[name] > 1 and name not in (part or ()) and name not in taken
+            ]
+            notes += [f"{path}: {axis} {size} over {n}={mesh.shape[n]}" for n in missed]
+    return notes
