@@ -96,7 +96,7 @@ def make_step(loss_fn, tx, schedule, options):
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         apply = finite & (state.bad_run < options.skip_limit)
         if options.clip:
-            shrink = jnp.minimum(1.0, options.clip / (norm + 1e-6))
+            shrink = options.clip / jnp.maximum(norm, options.clip)
             grads = jax.tree.map(lambda g: g * shrink, grads)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)

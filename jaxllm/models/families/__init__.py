@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from jaxllm.config import ConfigError, near
-from jaxllm.models.config import FIELDS, resolve
+from jaxllm.models.config import resolve
 from jaxllm.models.families.gemma import (
     GEMMA,
     GEMMA2,
@@ -73,8 +73,3 @@ def model_config(section, *, vocab, length):
     if not size:
         shared = {name: value for name, value in shared.items() if name not in NAMED_SIZE}
     return resolve({**shared, **sizes.get(size, {}), **values}, vocab=vocab, length=length)
-
-
-def settings():
-    """Returns the section `config.model` with every field unset; family and size first."""
-    return {"family": "llama", "size": "", **{name: default for name, default in FIELDS.items()}}

@@ -1,0 +1,1 @@
+"""Experiments: base.py lists every setting, one short file an experiment."""

@@ -1,0 +1,87 @@
+"""Every setting, with its unit; an experiment changes a few.
+
+Sections with a `kind` take the keyword arguments of that kind's factory, whose signature lists
+them; those that a config leaves out get the factory's defaults and can be set on the command line
+all the same (`--config.optim.momentum=0.9`).
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from jaxllm.models.config import FIELDS
+
+
+def get_config(arg=None):
+    """Trains 1.8M parameters on the characters of Shakespeare, minutes on a laptop's CPU."""
+    del arg
+    c = ConfigDict()
+    c.steps = 1_300  # updates
+    c.seed = 0  # of the weights, the order of the data, dropout
+
+    # family: jaxllm.models.families; size: one of the family's, or "" for sizes of your own.
+    # Every field of jaxllm.models.config.ModelConfig may be set and wins over the family's.
+    c.model = dict(family="llama", size="")
+    c.model.update({name: placeholder(type(default)) for name, default in FIELDS.items()})
+
+    c.tokenizer = dict(kind="char")  # byte, char, sentencepiece, hf: jaxllm.tokenizers
+    c.data = ConfigDict()
+    # {name: source}; jaxllm.data.SOURCES has the kinds; weight: share of the rows.
+    c.data.sources = dict(main=dict(kind="shakespeare", weight=1.0))
+    c.data.batch = 24  # rows a step, over all devices
+    c.data.length = 128  # tokens a row
+    c.data.validation_fraction = 0.1  # of the documents, or of the text if it is one document
+    c.data.bad_input = "error"  # error, or skip: what cannot be read is counted and left out
+    c.data.cache_dir = ""  # token shards shared by runs; "": in the work directory
+    c.data.prefetch = 2  # batches made ahead
+
+    c.objective = dict(kind="lm")  # jaxllm.objectives.OBJECTIVES
+    c.optim = dict(kind="adamw", weight_decay=0.1, groups=dict())  # jaxllm.optim.OPTIMIZERS
+    c.schedule = dict(kind="cosine", lr=1e-3, warmup_steps=100)  # jaxllm.optim.SCHEDULES
+
+    c.step = ConfigDict()
+    c.step.micro_batches = 1  # pieces of a batch, to save memory; the update is the same
+    c.step.clip = 1.0  # largest global norm of the gradient; 0: off
+    c.step.ema = 0.0  # decay of averaged weights, which validation then uses; 0: off
+    c.step.skip_limit = 4  # non-finite updates in a row that stop the run; each is dropped
+
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # devices an axis; -1: those left over
+    c.sharding = "zero3"  # zero3, zero1, replicated: jaxllm.sharding.RULES
+
+    c.validate = ConfigDict()
+    c.validate.every = 260  # updates; 0: only at the end
+    c.validate.batch = 64  # rows at once
+    c.validate.batches = 0  # at most so many; 0: the whole split
+    c.validate.patience = 0  # validations without a gain that stop the run; 0: off
+    c.validate.min_gain = 0.0  # nats that count as a gain
+
+    c.checkpoint = dict(every=260, keep_last=2, keep_best=1)  # every: updates; 0: only at the end
+    c.log = dict(every=20)  # updates between lines of metrics
+    c.sample = ConfigDict()
+    c.sample.every = 0  # updates; 0: only at the end
+    c.sample.prompt = "\n"
+    c.sample.tokens = 200
+    c.sample.temperature = 0.8
+    c.sample.top_k = 0  # 0: off
+    c.sample.top_p = 1.0  # 1: off
+    c.profile = dict(first=0, steps=0)  # trace `steps` steps from step `first`; 0 steps: off
+
+    c.runtime = ConfigDict()
+    c.runtime.grace_s = 9.0  # after SIGTERM: the state is saved and the run ended within this
+    c.runtime.watchdog_s = 0.0  # a step that takes longer stops the run; 0: off
+    c.runtime.compile_cache = "~/.cache/jaxllm"  # compiled programs; "": none
+    return c.lock()
+
+
+def make_smoke(c):
+    """Turns a config into its smoke test: the same choices, tiny, on made-up text, seconds."""
+    c.steps = 3
+    c.model.update(size="", layers=max(2, c.model.global_every or 0), width=32, heads=4)
+    c.model.update(kv_heads=2 if c.model.kv_heads else 0, head_width=0, mlp_width=64, positions=0)
+    c.model.update(vocab=0)
+    c.tokenizer = dict(kind="byte")
+    c.data.sources = dict(main=dict(kind="synthetic", weight=1.0))
+    c.data.update(batch=8, length=32)
+    c.validate.update(every=2, batch=8, batches=2)
+    c.checkpoint.every = 2
+    c.log.every = 1
+    c.sample.tokens = 8
