@@ -19,22 +19,16 @@ import threading
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from jaxllm import trees
-from jaxllm.training import hosts, manifest
+from jaxllm.training import arrays, hosts, manifest
+from jaxllm.training.arrays import CheckpointError
 
 BEGUN = "begun.json"
 SCORES = "scores.json"
 STEP_NAME = re.compile(r"step_(\d{8,})$")
-SHOWN = 5  # leaves that an error names before it says how many more
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, found or restored."""
 
 
 class Checkpoints:
@@ -114,13 +108,14 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory} was opened read-only; step {step} not saved.")
         if step in self._known:
             return
-        leaves = _flatten(tree)
-        body = {"step": step, "meta": json.loads(json.dumps(meta)), "arrays": _signature(leaves)}
+        leaves = arrays.flatten(tree)
+        body = {
+            "step": step,
+            "meta": json.loads(json.dumps(meta)),
+            "arrays": arrays.signature(leaves),
+        }
         self._share("begin checkpoint", lambda: self._begin(step))
-        # On a CPU a numpy view shares the array's memory, so what Orbax holds would be the live
-        # buffer. It copes today because such a view makes XLA copy instead of donate; a copy of
-        # our own does not depend on that.
-        leaves = {path: _snapshot(leaf) for path, leaf in leaves.items() if leaf.size}
+        leaves = {path: arrays.snapshot(leaf) for path, leaf in leaves.items() if leaf.size}
         try:
             self._orbax.save(self._path(step) / "arrays", args=ocp.args.PyTreeSave(leaves))
         except Exception as error:
@@ -228,10 +223,10 @@ class Checkpoints:
         """
         self.wait()
         step = int(step)
-        wanted = _flatten(abstract_tree)
+        wanted = arrays.flatten(abstract_tree)
         body = self._share("read the checkpoint", lambda: self._read(step))
-        _compare(self._path(step), body["arrays"], _signature(wanted))
-        targets = {path: _target(path, leaf) for path, leaf in wanted.items()}
+        arrays.compare(self._path(step), body["arrays"], arrays.signature(wanted))
+        targets = {path: arrays.target(path, leaf) for path, leaf in wanted.items()}
         empty = {path: targets.pop(path) for path, leaf in wanted.items() if 0 in leaf.shape}
         leaves = self._orbax.restore(
             self._path(step) / "arrays",
@@ -391,61 +386,6 @@ class Checkpoints:
         target = next(t for t in numbers if not t.exists())
         path.rename(target)
         self.report(f"{path} is moved to {target}: {why}.")
-
-
-def _flatten(tree):
-    leaves = trees.flatten(tree)
-    if len(leaves) != len(jax.tree.leaves(tree)):
-        raise TypeError("Two leaves of the tree have the same path; rename one of them.")
-    return leaves
-
-
-def _signature(leaves):
-    """{path: [shape, dtype]} of arrays or abstract arrays."""
-    for path, leaf in leaves.items():
-        if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
-            raise TypeError(
-                f"leaf {path} is a {type(leaf).__name__}; a checkpoint holds arrays. "
-                "Put other values into meta."
-            )
-    return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves.items()}
-
-
-def _snapshot(leaf):
-    """Returns an array that nobody else can overwrite until Orbax has read it."""
-    if isinstance(leaf, np.ndarray):
-        return leaf.copy()
-    platform = next(iter(leaf.sharding.device_set)).platform
-    return jax.device_put(leaf, leaf.sharding, may_alias=False) if platform == "cpu" else leaf
-
-
-def _target(path, leaf):
-    if leaf.sharding is None and jax.device_count() > 1:
-        raise CheckpointError(f"leaf {path} has no sharding; with several devices it needs one.")
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _compare(where, saved, wanted):
-    """Raises CheckpointError that names the leaves in which two signatures differ."""
-    lines = [f"{p}: only in the checkpoint, {_words(saved[p])}" for p in saved.keys() - wanted]
-    lines += [f"{p}: not in the checkpoint, {_words(wanted[p])}" for p in wanted.keys() - saved]
-    lines += [
-        f"{p}: {_words(saved[p])} in the checkpoint, {_words(wanted[p])} wanted"
-        for p in saved.keys() & wanted.keys()
-        if saved[p] != wanted[p]
-    ]
-    if lines:
-        more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        raise CheckpointError(
-            f"{where} does not fit this model and optimizer. Use the config it was trained with, "
-            "or another work directory.\n  " + "\n  ".join(sorted(lines)[:SHOWN] + more)
-        )
-
-
-def _words(signature):
-    shape, dtype = signature
-    return f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def _remove(path):

@@ -53,6 +53,11 @@ def look(key):
         raise
 
 
+def look_all(folder):
+    """Returns the values of all keys directly below `folder`/ that are set so far."""
+    return [json.loads(value) for _, value in client().key_value_dir_get(f"{folder}/")]
+
+
 def get(key, timeout_s, what):
     """Waits for the value of a key.
 
