@@ -1,0 +1,112 @@
+"""Data: sources of documents, token shards, rows by random access, mixtures, prefetching."""
+
+import pathlib
+
+from jaxllm import config as configs
+from jaxllm.config import ConfigError
+from jaxllm.data import build, shards, sources
+from jaxllm.data.errors import BadInput, DataError
+from jaxllm.data.mixture import Mixture
+from jaxllm.data.sources import Document
+from jaxllm.data.windows import Source
+
+SOURCES = {
+    "shakespeare": sources.shakespeare,
+    "text": sources.text,
+    "jsonl": sources.jsonl,
+    "synthetic": sources.synthetic,
+}
+
+__all__ = ["SOURCES", "DataError", "Document", "Source", "open_split", "prepare", "texts"]
+
+
+def make_sources(config):
+    """Returns {name: source} of `config.data.sources`.
+
+    Raises:
+        ConfigError: there are none, or one names an unknown kind, option or file.
+    """
+    if not config.sources:
+        raise ConfigError(
+            "config.data.sources is empty. Give it one, such as "
+            'c.data.sources = dict(main=dict(kind="shakespeare")).'
+        )
+    return {
+        name: configs.make(SOURCES, section, f"data.sources.{name}", ignore=("weight", "split"))
+        for name, section in config.sources.items()
+    }
+
+
+def texts(config):
+    """Returns a function that gives a fresh iterator over all documents' texts, as str.
+
+    For tokenizers that learn. Bad input raises DataError or, where `config.data.bad_input` says
+    so, is skipped here and counted by `prepare`.
+    """
+
+    def iterate():
+        for source in make_sources(config).values():
+            for document in source.documents(BadInput(config.bad_input)):
+                yield document.text
+
+    return iterate
+
+
+def prepare(config, tokenizer, directory):
+    """Tokenizes every source into shards, once, and returns {name: manifest}.
+
+    Args:
+        config: `config.data`. Shards go to `cache_dir` where it is set.
+        tokenizer: what encodes the documents.
+        directory: where shards go otherwise.
+
+    Raises:
+        DataError: bad input, with file and line; manifests count what was skipped by reason.
+    """
+    root = config.cache_dir or directory
+    return {
+        name: build.prepare(
+            source, tokenizer, build.settings(config, config.sources[name], name), root, name
+        )
+        for name, source in make_sources(config).items()
+    }
+
+
+def open_split(config, tokenizer, directory, split, seed, verify=False):
+    """Opens a split of what `prepare` wrote, as rows by random access.
+
+    Args:
+        config: `config.data`, as it was prepared with.
+        tokenizer: the one it was prepared with.
+        directory: as it was prepared with.
+        split: "train" or "validation".
+        seed: of the order of rows.
+        verify: also check the sha256 of every file.
+
+    Raises:
+        DataError: not prepared with this tokenizer and these settings, or damaged.
+        ConfigError: the split is too short for one row.
+    """
+    opened, weights = {}, {}
+    for name, source in make_sources(config).items():
+        options = build.settings(config, config.sources[name], name)
+        key = build.key(source, tokenizer, options)
+        path = pathlib.Path(config.cache_dir or directory) / f"{name}-{key}"
+        if not path.exists():
+            raise DataError(
+                f"Source {name!r} is not prepared under {path.parent} with this tokenizer, these "
+                "files and these settings. Run data.prepare first."
+            )
+        manifest = shards.read_manifest(path)
+        if manifest["tokenizer"] != tokenizer.fingerprint:
+            raise DataError(f"{path} was made with another tokenizer. Delete it, prepare again.")
+        shards.check_sizes(path, manifest)
+        if verify:
+            shards.check_hashes(path, manifest)
+        opened[name] = Source(
+            path, manifest, split, batch=config.batch, length=config.length, seed=seed, name=name
+        )
+        weights[name] = float({"weight": 1.0, **config.sources[name]}["weight"])
+    if len(opened) == 1:
+        return next(iter(opened.values()))
+    return Mixture(opened, weights, seed)

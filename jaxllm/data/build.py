@@ -1,0 +1,201 @@
+"""Tokenizes a source once, into a shard set under a key of all that it depends on."""
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import socket
+
+import numpy as np
+from absl import logging
+
+from jaxllm.config import ConfigError
+from jaxllm.data import shards
+from jaxllm.data.errors import BadInput, DataError
+from jaxllm.tokenizers import TokenizerError
+
+# A long document is encoded in pieces of this length, cut after a newline where there is one.
+PIECE_CHARACTERS = 1 << 20
+SPLIT_KEY = b"jaxllm/split"
+SPLIT_MODES = ("auto", "hash", "tail")
+
+
+def settings(config, section, name):
+    """Returns the settings of one source that its shards depend on, besides its documents.
+
+    Raises:
+        ConfigError: a fraction, size or split mode that cannot work.
+    """
+    fraction = config.validation_fraction
+    mode = {"split": "auto", **section}["split"]
+    if not 0 <= fraction < 1:
+        raise ConfigError(
+            f"config.data.validation_fraction={fraction} must be at least 0 and below 1.\n"
+            "  Try --config.data.validation_fraction=0.1."
+        )
+    if config.shard_tokens < 1:
+        raise ConfigError(
+            f"config.data.shard_tokens={config.shard_tokens} must be at least 1.\n"
+            "  Try --config.data.shard_tokens=100000000."
+        )
+    if mode not in SPLIT_MODES:
+        raise ConfigError(
+            f"config.data.sources.{name}.split={mode!r} is unknown. "
+            f"Known: {', '.join(SPLIT_MODES)}."
+        )
+    return {
+        "format": shards.FORMAT,
+        "validation_fraction": fraction,
+        "split": mode,
+        "shard_tokens": config.shard_tokens,
+        "bad_input": config.bad_input,
+    }
+
+
+def key(source, tokenizer, options):
+    """Returns the name of a shard set: a hash of its source, tokenizer and settings."""
+    record = {"source": source.describe(), "tokenizer": tokenizer.fingerprint, **options}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def prepare(source, tokenizer, options, root, name):
+    """Writes the shard set of a source unless it is there, and returns its manifest.
+
+    Safe to kill at any time: shards appear under their key by one rename. Of several processes
+    on a host one writes and the others wait.
+
+    Raises:
+        DataError: bad input, no documents, or an existing shard set is damaged.
+    """
+    root = pathlib.Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"{name}-{key(source, tokenizer, options)}"
+    with _locked(root / f".{final.name}.lock"):
+        partial_prefix = f".{final.name}.{socket.gethostname()}."
+        for stale in root.glob(glob.escape(partial_prefix) + "*"):
+            shutil.rmtree(stale, ignore_errors=True)  # its writer was killed: we hold the lock
+        if not final.exists():
+            partial = root / f"{partial_prefix}{os.getpid()}"
+            partial.mkdir()
+            try:
+                _write(source, tokenizer, options, partial)
+                _publish(partial, final)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    manifest = shards.read_manifest(final)
+    shards.check_sizes(final, manifest)
+    return manifest
+
+
+def _publish(partial, final):
+    """Renames a finished shard set into place; another host may have been faster."""
+    try:
+        partial.rename(final)
+    except OSError:
+        if not final.exists():
+            raise
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Holds a lock file, which the system frees however the process ends."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("Waiting for another process to prepare %s", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(source, tokenizer, options, directory):
+    """Writes both splits and the manifest of a source into a directory."""
+    bad = BadInput(options["bad_input"])
+    writers = {
+        split: shards.SplitWriter(directory, split, tokenizer.vocab_size, options["shard_tokens"])
+        for split in shards.SPLITS
+    }
+    for text, split, where in split_documents(
+        source.documents(bad), options["validation_fraction"], options["split"]
+    ):
+        _add(writers[split], tokenizer, text, where)
+    parts = {split: writer.close() for split, writer in writers.items()}
+    if not sum(part["tokens"] for part in parts.values()):
+        skipped = "; ".join(bad.examples.values())
+        raise DataError(f"The source yields no text at all. {skipped}".rstrip())
+    manifest = {
+        **options,
+        "source": source.describe(),
+        "tokenizer": tokenizer.fingerprint,
+        "tokenizer_kind": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": shards.id_dtype(tokenizer.vocab_size).str,
+        "skipped": dict(bad.counts),
+        "skipped_examples": bad.examples,
+        "splits": parts,
+    }
+    shards.write_manifest(directory, manifest)
+    for path in directory.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def _add(writer, tokenizer, text, where):
+    """Appends one document and its end token to a split."""
+    writer.start_document()
+    for piece in pieces(text):
+        try:
+            ids = tokenizer.encode(piece)
+        except TokenizerError as error:
+            raise DataError(f"{where}: {error}") from error
+        writer.write(ids, where)
+        writer.bytes += len(piece.encode())
+    writer.characters += len(text)
+    if tokenizer.eos >= 0:
+        writer.write(np.array([tokenizer.eos]), where)
+
+
+def pieces(text, size=PIECE_CHARACTERS):
+    """Yields a text in pieces of at most `size` characters, cut after newlines if it can."""
+    start = 0
+    while len(text) - start > size:
+        cut = text.rfind("\n", start, start + size) + 1 or start + size
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def split_documents(documents, fraction, mode):
+    """Yields (text, split name, where) for the train and validation parts of documents.
+
+    With "hash" a document goes to validation by a keyed hash of its text, so that copies stay
+    together and more data moves nothing. With "tail" each document is cut: its last `fraction`
+    of characters is validation. "auto" is "tail" for a single document, else "hash".
+    """
+    documents = iter(documents)
+    first = next(documents, None)
+    if first is None:
+        return
+    second = next(documents, None)
+    tail = mode == "tail" or (mode == "auto" and second is None)
+    held = [first] if second is None else [first, second]
+    for document in itertools.chain(held, documents):
+        yield from _split_one(document, fraction, tail)
+
+
+def _split_one(document, fraction, tail):
+    text, where = document
+    if tail:
+        cut = int(len(text) * (1 - fraction))
+        for split, part in (("train", text[:cut]), ("validation", text[cut:])):
+            if part:
+                yield part, split, where
+    else:
+        digest = hashlib.blake2b(text.encode(), digest_size=8, key=SPLIT_KEY).digest()
+        small = int.from_bytes(digest, "little") < fraction * 2**64
+        yield text, "validation" if small else "train", where

@@ -1,0 +1,231 @@
+"""Token shards: flat files of ids, document offsets and a manifest, written once.
+
+A shard set is a directory with, for each split, `SPLIT-00000.bin` … (little-endian uint16 or
+uint32 ids, `shard_tokens` in each but the last), `SPLIT.offsets.npy` (int64, where each
+document starts in the split's token stream), and `manifest.json`, which is written last.
+"""
+
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+
+from jaxllm.data.errors import DataError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation")
+
+
+def id_dtype(vocab_size):
+    """Returns the smallest dtype of shards that holds every id of a vocabulary."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+class SplitWriter:
+    """Writes one split's shards, holding no more than one piece of text in memory.
+
+    Args:
+        directory: where the files go.
+        split: name of the split.
+        vocab_size: ids must be below it.
+        shard_tokens: tokens in each shard but the last.
+    """
+
+    def __init__(self, directory, split, vocab_size, shard_tokens):
+        self._directory, self._split = pathlib.Path(directory), split
+        self._vocab_size, self._shard_tokens = vocab_size, shard_tokens
+        self._dtype = id_dtype(vocab_size)
+        self._shards, self._file, self._hash, self._room = [], None, None, 0
+        self._offsets = open(self._directory / f".{split}.offsets", "wb+")  # noqa: SIM115
+        self.tokens = self.documents = self.bytes = self.characters = 0
+        self.largest_id = -1
+
+    def start_document(self):
+        """Marks that the next ids begin a document."""
+        self._offsets.write(np.int64(self.tokens).tobytes())
+        self.documents += 1
+
+    def write(self, ids, where):
+        """Appends token ids.
+
+        Raises:
+            DataError: an id outside the vocabulary; `where` says which document holds it.
+        """
+        if not ids.size:
+            return
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self._vocab_size:
+            raise DataError(
+                f"{where}: the tokenizer gave id {low if low < 0 else high}, outside its "
+                f"vocabulary of {self._vocab_size}."
+            )
+        self.largest_id = max(self.largest_id, high)
+        self.tokens += ids.size
+        ids = ids.astype(self._dtype)
+        while ids.size:
+            if not self._room:
+                self._next_shard()
+            part, ids = ids[: self._room], ids[self._room :]
+            content = part.tobytes()
+            self._file.write(content)
+            self._hash.update(content)
+            self._room -= part.size
+
+    def _next_shard(self):
+        self._close_shard()
+        name = f"{self._split}-{len(self._shards):05d}.bin"
+        self._file = open(self._directory / name, "wb")  # noqa: SIM115
+        self._hash, self._room = hashlib.sha256(), self._shard_tokens
+        self._shards.append({"file": name})
+
+    def _close_shard(self):
+        if self._file is not None:
+            self._file.close()
+            tokens = self._shard_tokens - self._room
+            self._shards[-1].update(tokens=tokens, sha256=self._hash.hexdigest())
+            self._file = None
+
+    def close(self):
+        """Finishes the files and returns the split's part of the manifest."""
+        self._close_shard()
+        name = f"{self._split}.offsets.npy"
+        with open(self._directory / name, "wb") as file:
+            header = {"descr": "<i8", "fortran_order": False, "shape": (self.documents,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            self._offsets.seek(0)
+            while chunk := self._offsets.read(1 << 20):
+                file.write(chunk)
+        self._offsets.close()
+        pathlib.Path(self._offsets.name).unlink()
+        return {
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "characters": self.characters,
+            "largest_id": self.largest_id,
+            "shards": self._shards,
+            "offsets": {"file": name, "sha256": hash_file(self._directory / name)},
+        }
+
+
+def hash_file(path):
+    """Returns the sha256 in hex of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(directory, manifest):
+    """Writes the manifest, which makes a shard set complete."""
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    (pathlib.Path(directory) / MANIFEST).write_text(text)
+
+
+def read_manifest(directory):
+    """Reads a shard set's manifest.
+
+    Raises:
+        DataError: it is missing, unreadable or of another format.
+    """
+    path = pathlib.Path(directory) / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        found = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error!r}.\n  {_again(directory)}") from error
+    if found != FORMAT:
+        raise DataError(f"{path} has format {found}, not {FORMAT}.\n  {_again(directory)}")
+    return manifest
+
+
+def check_sizes(directory, manifest):
+    """Raises DataError unless every file has the size that the manifest says."""
+    itemsize = np.dtype(manifest["dtype"]).itemsize
+    for part in manifest["splits"].values():
+        for shard in part["shards"]:
+            _check_size(pathlib.Path(directory) / shard["file"], shard["tokens"] * itemsize)
+        path = pathlib.Path(directory) / part["offsets"]["file"]
+        try:
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is damaged: {error}.\n  {_again(directory)}") from error
+        if shape != (part["documents"],):
+            raise DataError(
+                f"{path} holds {shape} offsets, the manifest says {part['documents']}.\n"
+                f"  {_again(directory)}"
+            )
+
+
+def _check_size(path, size_bytes):
+    found = path.stat().st_size if path.is_file() else "no file"
+    if found != size_bytes:
+        raise DataError(
+            f"{path} has {found} bytes, the manifest says {size_bytes}.\n  {_again(path.parent)}"
+        )
+
+
+def check_hashes(directory, manifest):
+    """Raises DataError unless every file has the sha256 that the manifest says."""
+    for part in manifest["splits"].values():
+        for entry in [*part["shards"], part["offsets"]]:
+            path = pathlib.Path(directory) / entry["file"]
+            if hash_file(path) != entry["sha256"]:
+                raise DataError(
+                    f"{path} has changed since it was written (sha256).\n  {_again(directory)}"
+                )
+
+
+def _again(directory):
+    return f"Delete {directory} and prepare again."
+
+
+class TokenStream:
+    """A split's tokens as one long stream over memory-mapped shards.
+
+    Attributes:
+        size: number of tokens.
+        starts: int64[documents], where each document starts.
+    """
+
+    def __init__(self, directory, manifest, split):
+        directory, part = pathlib.Path(directory), manifest["splits"][split]
+        dtype = np.dtype(manifest["dtype"])
+        self._maps = [
+            np.memmap(directory / shard["file"], dtype, "r", shape=(shard["tokens"],))
+            for shard in part["shards"]
+        ]
+        self._shard_tokens = manifest["shard_tokens"]
+        self.size = part["tokens"]
+        offsets = directory / part["offsets"]["file"]
+        if part["documents"]:
+            self.starts = np.load(offsets, mmap_mode="r", allow_pickle=False)
+        else:
+            self.starts = np.zeros(0, np.int64)
+
+    def read(self, starts, length):
+        """Returns stream[start : start + length] for each start, int32[len(starts), length]."""
+        out = np.empty((len(starts), length), np.int32)
+        if len(self._maps) == 1:
+            shard, last = np.zeros(len(starts), np.int64), 0
+        else:
+            shard = starts // self._shard_tokens
+            last = (starts + length - 1) // self._shard_tokens
+        whole = shard == last
+        for s in np.unique(shard[whole]):
+            rows = np.flatnonzero(whole & (shard == s))
+            windows = np.lib.stride_tricks.sliding_window_view(self._maps[s], length)
+            out[rows] = windows[starts[rows] - s * self._shard_tokens]
+        for row in np.flatnonzero(~whole):
+            out[row] = self._across(int(starts[row]), length)
+        return out
+
+    def _across(self, start, length):
+        """Reads one stretch that crosses from shard to shard."""
+        parts = []
+        while length:
+            s, inside = divmod(start, self._shard_tokens)
+            part = self._maps[s][inside : inside + length]
+            parts.append(part)
+            start, length = start + len(part), length - len(part)
+        return np.concatenate(parts)

@@ -1,0 +1,224 @@
+"""Where documents come from: the embedded corpus, text files, JSONL, made-up text.
+
+A source has `documents(bad)`, which yields `Document`s in a fixed order and reports what it
+cannot use to `bad`, and `describe()`, whose value changes whenever the documents might.
+"""
+
+import hashlib
+import json
+import pathlib
+import random
+from typing import NamedTuple
+
+from jaxllm.data import files
+from jaxllm.data.errors import BadInput, DataError
+
+SHAKESPEARE = pathlib.Path(__file__).parent / "shakespeare" / "input.txt"
+LIMIT_BYTES = 1 << 28
+
+
+class Document(NamedTuple):
+    """One document: its text, and its file and line for messages."""
+
+    text: str
+    where: str
+
+
+class TextSource:
+    """Text files: each a document, or cut into documents at a separator."""
+
+    def __init__(self, paths, separator, limit_bytes, description):
+        self._paths, self._separator, self._limit = paths, separator, limit_bytes
+        self._description = description
+
+    def describe(self):
+        return self._description()
+
+    def documents(self, bad=None):
+        bad = bad or BadInput()
+        for path in self._paths:
+            yield from self._file(path, bad)
+
+    def _file(self, path, bad):
+        decode, parts, size, first_line, empty = files.Decoder(), [], 0, 1, True
+        try:
+            for text in self._texts(path, decode):
+                empty = False
+                pieces = [text]
+                if self._separator:
+                    # The tail of earlier text is joined on, lest a separator be cut in two.
+                    parts.append(text)
+                    pieces = "".join(parts).split(self._separator)
+                    parts, size = [], 0
+                    for piece in pieces[:-1]:
+                        if piece:
+                            yield Document(piece, f"{path}:{first_line}")
+                        first_line += piece.count("\n") + self._separator.count("\n")
+                parts.append(pieces[-1])
+                size += len(pieces[-1])
+                if size > self._limit:
+                    raise files.TooLongError(f"longer than {self._limit:,} characters")
+        except UnicodeDecodeError as error:
+            bad("undecodable bytes", f"{path}:{decode.line}", f"{error.reason} (not UTF-8)")
+            return
+        except files.CorruptError as error:
+            bad("corrupt compressed data", f"{path}:{decode.line}", str(error))
+            return
+        except files.TooLongError as error:
+            bad("document too long", f"{path}:{first_line}", f"{error}; set separator or limit")
+            return
+        if empty:
+            bad("empty file", path)
+        elif size:
+            yield Document("".join(parts), f"{path}:{first_line}")
+
+    @staticmethod
+    def _texts(path, decode):
+        for chunk in files.chunks(path):
+            if text := decode(chunk):
+                yield text
+        if text := decode(b"", final=True):
+            yield text
+
+
+def shakespeare():
+    """The embedded corpus: tiny Shakespeare, one document of 1,115,394 characters."""
+
+    def description():
+        digest = hashlib.sha256(SHAKESPEARE.read_bytes()).hexdigest()
+        return {"kind": "shakespeare", "sha256": digest}
+
+    return TextSource([SHAKESPEARE], "", LIMIT_BYTES, description)
+
+
+def text(*, path="", separator="", limit=LIMIT_BYTES):
+    """Text files (.txt, .md, also as .gz or .zst), each one document.
+
+    Args:
+        path: a file, a directory, a glob, or several joined by commas.
+        separator: where a file is cut into documents; "" keeps it whole.
+        limit: most characters of one document, which bounds memory.
+
+    Raises:
+        DataError: no file matches.
+    """
+    paths = files.find(path, (".txt", ".md"))
+
+    def description():
+        listing = files.describe(paths)
+        return {"kind": "text", "files": listing, "separator": separator, "limit": limit}
+
+    return TextSource(paths, separator, limit, description)
+
+
+class JsonlSource:
+    """JSONL files: each line an object with the text in one field."""
+
+    def __init__(self, paths, field, limit_bytes):
+        self._paths, self._field, self._limit = paths, field, limit_bytes
+
+    def describe(self):
+        listing = files.describe(self._paths)
+        return {"kind": "jsonl", "files": listing, "field": self._field, "limit": self._limit}
+
+    def documents(self, bad=None):
+        bad = bad or BadInput()
+        for path in self._paths:
+            number, empty = 0, True
+            try:
+                for number, line in files.lines(path, self._limit):
+                    empty = False
+                    where = f"{path}:{number}"
+                    document = parse_line(line, self._field, where, bad)
+                    if document is not None:
+                        yield document
+            except files.CorruptError as error:
+                bad("corrupt compressed data", f"{path}:{number + 1}", str(error))
+            except files.TooLongError as error:
+                bad("line too long", f"{path}:{number + 1}", f"{error}; set limit")
+            else:
+                if empty:
+                    bad("empty file", path)
+
+
+def parse_line(line, field, where, bad):
+    """Returns the Document of one JSONL line, or None after reporting it to `bad`."""
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return bad("undecodable bytes", where, f"{error.reason} (not UTF-8)")
+    except (ValueError, RecursionError) as error:
+        return bad("invalid JSON", where, str(error))
+    if not isinstance(record, dict):
+        return bad("not a JSON object", where)
+    if field not in record:
+        known = ", ".join(map(repr, list(record)[:8])) or "none"
+        return bad("missing field", where, f"{field!r} is not among {known}")
+    return check_text(record[field], field, where, bad)
+
+
+def check_text(value, field, where, bad):
+    """Returns a Document of a text value, or None after reporting it to `bad`."""
+    if not isinstance(value, str):
+        return bad("field is not text", where, f"{field!r} is a {type(value).__name__}")
+    if not value:
+        return bad("empty text", where, f"{field!r} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return bad("undecodable bytes", where, f"{field!r} holds half of a surrogate pair")
+    return Document(value, where)
+
+
+def jsonl(*, path="", field="text", limit=LIMIT_BYTES):
+    """JSONL files (.jsonl, .json, also as .gz or .zst), a document a line.
+
+    Args:
+        path: a file, a directory, a glob, or several joined by commas.
+        field: name of the field that holds the text.
+        limit: most bytes of one line, which bounds memory.
+
+    Raises:
+        DataError: no file matches, or no field is named.
+    """
+    if not field:
+        raise DataError("field is empty; name the field that holds the text.")
+    return JsonlSource(files.find(path, (".jsonl", ".json")), field, limit)
+
+
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+class SyntheticSource:
+    """Made-up documents that count upwards in words, so that a tiny model can learn them."""
+
+    def __init__(self, documents, words, seed):
+        self._documents, self._words, self._seed = documents, words, seed
+
+    def describe(self):
+        return {"kind": "synthetic", **{k.strip("_"): v for k, v in vars(self).items()}}
+
+    def documents(self, bad=None):
+        del bad
+        for i in range(self._documents):
+            draw = random.Random(f"{self._seed}/{i}").random  # stable across Python versions
+            start, step = int(10 * draw()), 1 + int(3 * draw())
+            length = max(1, int(self._words * (0.5 + draw())))
+            count = [NUMBERS[(start + step * j) % 10] for j in range(length)]
+            yield Document(" ".join(count) + ".\n", f"synthetic:{i}")
+
+
+def synthetic(*, documents=300, words=60, seed=0):
+    """Made-up documents with a pattern to learn, for quick runs.
+
+    Args:
+        documents: how many.
+        words: mean length in words.
+        seed: another seed, other documents.
+
+    Raises:
+        DataError: no documents or words are asked for.
+    """
+    if documents < 1 or words < 1:
+        raise DataError(f"documents={documents} and words={words} must be at least 1.")
+    return SyntheticSource(documents, words, seed)

@@ -1,0 +1,198 @@
+"""Training rows: windows over a split's token stream, in a keyed order.
+
+Row n of a source, counted from the start of training, is a pure function of (seed, n). Epoch
+n // windows walks all windows once in a keyed order, from a keyed shift of up to one window,
+so that cuts fall elsewhere each time.
+"""
+
+import numpy as np
+
+from jaxllm.config import ConfigError
+from jaxllm.data import permute, shards
+
+
+class Source:
+    """Rows of one shard set's split, by random access.
+
+    Args:
+        directory: of the shard set.
+        manifest: its manifest.
+        split: "train" or "validation".
+        batch: rows in a global batch.
+        length: tokens in a row, T.
+        seed: of the order.
+        name: of the source in the config, for errors and for the order's key.
+
+    Attributes:
+        tokens: tokens in the split.
+        bytes: UTF-8 bytes of the split's text.
+        bytes_per_token: their ratio, for bits per byte.
+        windows: rows in an epoch of training.
+        steps_per_epoch: steps that walk all windows once, rounded up.
+        manifest: what was prepared, with counts, hashes and what was skipped.
+
+    Raises:
+        ConfigError: the split is too short for one row.
+    """
+
+    def __init__(self, directory, manifest, split, *, batch, length, seed, name):
+        self.manifest, self.batch, self.length = manifest, batch, length
+        part = manifest["splits"][split]
+        self.tokens, self.bytes = part["tokens"], part["bytes"]
+        if self.tokens < length + 1:
+            raise ConfigError(_too_short(name, split, manifest, length))
+        self.bytes_per_token = self.bytes / self.tokens
+        self._stream = shards.TokenStream(directory, manifest, split)
+        self._key = permute.make_key("rows", seed, name, split)
+        self._shift_key = permute.make_key("shift", seed, name, split)
+        # One window fewer than fit, so that an epoch may start up to a window later.
+        self.windows = max(1, (self.tokens - 1) // length - 1)
+        self._shifts = min(length, self.tokens - self.windows * length)
+        self.steps_per_epoch = -(-self.windows // batch)
+        self.epoch_rows = -(-(self.tokens - 1) // length)
+
+    def __call__(self, step, rows=None):
+        """Returns those rows of the global batch of a step; see `take_batch`."""
+        return take_batch(self, step, rows)
+
+    def epoch(self, batch, rows=None):
+        """Iterates over the whole split once; see `iterate_epoch`."""
+        return iterate_epoch(self, batch, rows)
+
+    def epoch_steps(self, batch):
+        """Number of batches of `batch` rows that `epoch` yields."""
+        return -(-self.epoch_rows // batch)
+
+    def starts(self, n):
+        """Returns where rows `n` (int64, counted from the start of training) begin."""
+        epoch, i = n // self.windows, n % self.windows
+        shift = permute.subkeys(self._shift_key, epoch) % np.uint64(self._shifts)
+        place = permute.permute(permute.subkeys(self._key, epoch), i, self.windows)
+        return shift.astype(np.int64) + place * self.length
+
+    def take(self, n):
+        """Returns rows `n` of the training order as a batch."""
+        return self._cut(self.starts(n))
+
+    def in_order(self, k):
+        """Returns rows `k` of the split read from its start; the last one may be padded."""
+        starts = k * self.length
+        short = starts + self.length + 1 - self.tokens
+        if short.max(initial=0) <= 0:
+            return self._cut(starts)
+        pad = np.maximum(short, 0)
+        batch = empty_batch(len(k), self.length)
+        for name, value in self._cut(starts[pad == 0]).items():
+            batch[name][pad == 0] = value
+        for row in np.flatnonzero(pad):
+            keep = self.length - pad[row]
+            tail = self._cut(starts[row : row + 1], keep)
+            for name, value in tail.items():
+                batch[name][row, :keep] = value[0]
+        return batch
+
+    def _cut(self, starts, length=0):
+        """Returns the batch whose rows begin at `starts` of the stream."""
+        length = length or self.length
+        window_BT = self._stream.read(starts, length + 1)
+        position_BT, segment_BT, weight_BT = self._boundaries(starts, length)
+        return {
+            "tokens": window_BT[:, :-1],
+            "targets": window_BT[:, 1:],
+            "weight": weight_BT,
+            "position": position_BT,
+            "segment": segment_BT,
+        }
+
+    def _boundaries(self, starts, length):
+        """Returns positions, segments and weights of the rows that begin at `starts`."""
+        B, shape = len(starts), (len(starts), length)
+        step_T = np.arange(length, dtype=np.int32)
+        first = np.searchsorted(self._stream.starts, starts, "right")
+        after = np.searchsorted(self._stream.starts, starts + length, "right")
+        count = after - first
+        position_BT = np.broadcast_to(step_T, shape).copy()
+        segment_BT, weight_BT = np.ones(shape, np.int32), np.ones(shape, np.float32)
+        if not count.any():
+            return position_BT, segment_BT, weight_BT
+        # Places in the flattened rows where a document starts.
+        row = np.repeat(np.arange(B), count)
+        index = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        column = self._stream.starts[np.repeat(first, count) + index] - starts[row]
+        weight_BT[row, column - 1] = 0  # a target that begins another document
+        inside = column < length
+        row, column = row[inside], column[inside]
+        mark_BT = np.zeros(shape, np.int32)
+        mark_BT[row, column] = 1
+        segment_BT += np.cumsum(mark_BT, axis=1, dtype=np.int32)
+        mark_BT[row, column] = column
+        position_BT -= np.maximum.accumulate(mark_BT, axis=1)
+        return position_BT, segment_BT, weight_BT
+
+
+def _too_short(name, split, manifest, length):
+    part = manifest["splits"][split]
+    message = (
+        f"config.data.length={length} does not fit the {split} split of source {name!r}: it has "
+        f"{part['tokens']:,} tokens ({part['documents']:,} documents), a row needs {length + 1:,}."
+    )
+    if part["tokens"] > 1:
+        return f"{message}\n  Try --config.data.length={part['tokens'] - 1}, or more text."
+    fraction = manifest["validation_fraction"]
+    edit = "--config.data.validation_fraction=0.1" if not fraction else "more documents"
+    if split == "train":
+        edit = "a smaller --config.data.validation_fraction"
+    return (
+        f'{message}\n  Try {edit}, or split="tail" in config.data.sources.{name}, which cuts '
+        "each document instead of dealing out whole ones."
+    )
+
+
+def empty_batch(rows, length):
+    """Returns a batch of padding: weight and segment 0."""
+    shape = (rows, length)
+    batch = {k: np.zeros(shape, np.int32) for k in ("tokens", "targets", "position", "segment")}
+    return {**batch, "weight": np.zeros(shape, np.float32)}
+
+
+def pick(rows, batch):
+    """Returns the row numbers that a slice, array or None (all) picks from a batch."""
+    everything = np.arange(batch, dtype=np.int64)
+    return everything if rows is None else everything[rows]
+
+
+def take_batch(source, step, rows=None):
+    """Returns rows of the global batch of a step.
+
+    Args:
+        source: with `batch` and `take`.
+        step: the step, from 0.
+        rows: a slice or integer array into range(source.batch), or None for all.
+
+    Returns:
+        Numpy arrays [B, T]: `tokens`, `targets`, `position` and `segment` (int32; segments count
+        from 1 in each row, 0 is padding) and `weight` (float32; 0 on a target that begins
+        another document, and on padding). A pure function of (seed, step, row).
+    """
+    return source.take(np.int64(step) * source.batch + pick(rows, source.batch))
+
+
+def iterate_epoch(source, batch, rows=None):
+    """Yields a split once, in order; every token but each document's first is a target once.
+
+    Args:
+        source: with `epoch_rows`, `length` and `in_order`.
+        batch: rows in a global batch; the last one is filled with rows of padding.
+        rows: a slice or integer array into range(batch), or None for all.
+    """
+    for first in range(0, source.epoch_rows, batch):
+        k = first + pick(rows, batch)
+        here = k < source.epoch_rows
+        if here.all():
+            yield source.in_order(k)
+            continue
+        out = empty_batch(len(k), source.length)
+        if here.any():
+            for name, value in source.in_order(k[here]).items():
+                out[name][here] = value
+        yield out
