@@ -1,0 +1,51 @@
+"""Starts a program as two processes of one run on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+
+PREAMBLE = """
+import os, sys, time
+import jax
+index = int(sys.argv[1])
+
+def join():
+    jax.distributed.initialize(
+        sys.argv[2], num_processes=2, process_id=index, coordinator_bind_address=sys.argv[2],
+        heartbeat_timeout_seconds=20, shutdown_timeout_seconds=20,
+    )
+"""
+
+
+def start_pair(program, *arguments, devices=4, place):
+    """Returns two Popen of PREAMBLE + program; output goes to place/out0 and place/out1."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    children = []
+    for index in (0, 1):
+        with open(place / f"out{index}", "w") as out:
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", PREAMBLE + program, str(index), address, *arguments],
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                )
+            )
+    return children
+
+
+def finish(children, place, timeout_s=60):
+    """Waits for both and returns their (statuses, outputs); kills what overruns."""
+    try:
+        statuses = [child.wait(timeout=timeout_s) for child in children]
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+    return statuses, [(place / f"out{i}").read_text() for i in (0, 1)]
