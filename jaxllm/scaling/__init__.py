@@ -1,0 +1,1 @@
+"""What a run costs: FLOPs and what devices can do."""
