@@ -4,9 +4,10 @@ import pathlib
 
 from jaxllm import config as configs
 from jaxllm.config import ConfigError
-from jaxllm.data import build, shards, sources
+from jaxllm.data import build, shards, sources, tfds_source
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture
+from jaxllm.data.prefetch import Prefetch
 from jaxllm.data.sources import Document
 from jaxllm.data.windows import Source
 
@@ -14,10 +15,21 @@ SOURCES = {
     "shakespeare": sources.shakespeare,
     "text": sources.text,
     "jsonl": sources.jsonl,
+    "tfds": tfds_source.make,
     "synthetic": sources.synthetic,
 }
 
-__all__ = ["SOURCES", "DataError", "Document", "Source", "open_split", "prepare", "texts"]
+__all__ = [
+    "SOURCES",
+    "DataError",
+    "Document",
+    "Mixture",
+    "Prefetch",
+    "Source",
+    "open_split",
+    "prepare",
+    "texts",
+]
 
 
 def make_sources(config):

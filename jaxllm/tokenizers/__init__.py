@@ -1,17 +1,21 @@
 """Tokenizers: byte, character, SentencePiece, Hugging Face files."""
 
 from jaxllm import config
-from jaxllm.tokenizers import base, byte, char
+from jaxllm.tokenizers import base, byte, char, hf, sentencepiece
 from jaxllm.tokenizers.base import Tokenizer, TokenizerError
 
 TOKENIZERS = {
     "byte": byte.make,
     "char": char.make,
+    "sentencepiece": sentencepiece.make,
+    "hf": hf.make,
 }
 
 RESTORERS = {
     "byte": byte.restore,
     "char": char.restore,
+    "sentencepiece": sentencepiece.restore,
+    "hf": hf.restore,
 }
 
 __all__ = ["TOKENIZERS", "Tokenizer", "TokenizerError", "load", "make"]

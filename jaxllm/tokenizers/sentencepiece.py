@@ -1,0 +1,120 @@
+"""SentencePiece: trained here without loss (BPE or unigram), or loaded from a .model file."""
+
+import io
+
+import numpy as np
+import sentencepiece
+
+from jaxllm.tokenizers import base, guard
+
+MODEL_FILE = "sentencepiece.model"
+ALGORITHMS = ("bpe", "unigram")
+# SentencePiece writes spaces as this character, so text that holds it goes in as bytes.
+SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+LINE_CHARACTERS = 1_000  # below the trainer's limit of 4,192 bytes, beyond which it drops lines
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model.
+
+    Args:
+        model: bytes of the .model file.
+        lossless: trained here, with settings under which every text survives the round trip.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model, lossless):
+        guard.check(self.kind, model)
+        self._files, self._settings = {MODEL_FILE: model}, {"lossless": lossless}
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self._processor.vocab_size()
+        self.eos, self.bos = self._processor.eos_id(), self._processor.bos_id()
+        self.pad = self._processor.pad_id()
+        mark = SPACE_MARK.encode()
+        self._mark = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in mark] if lossless else []
+        self.fingerprint = base.fingerprint(self.kind, self._settings, self._files)
+
+    def encode(self, text):
+        base.utf8(text)
+        if not self._mark or SPACE_MARK not in text:
+            return np.array(self._processor.encode(text), np.int32)
+        first, *rest = text.split(SPACE_MARK)
+        ids = self._processor.encode(first)
+        for part in rest:
+            ids += self._mark + self._processor.encode(part)
+        return np.array(ids, np.int32)
+
+    def decode(self, ids):
+        return base.decode_runs(ids, self.vocab_size, self._processor.decode)
+
+    def save(self, directory):
+        base.save(directory, self.kind, self._settings, self._files)
+
+
+def make(texts, *, path="", vocab_size=8_000, algorithm="bpe", sample_lines=1_000_000):
+    """Loads a SentencePiece model, or trains one on `texts`.
+
+    Args:
+        texts: () -> iterator of str, to train on.
+        path: a .model file to load; "" trains. Files from elsewhere may lose white space.
+        vocab_size: ids of a trained model, bytes and special tokens (261) included.
+        algorithm: "bpe" or "unigram".
+        sample_lines: most lines to train on, drawn from all of the texts.
+
+    Raises:
+        TokenizerError: no such file, a damaged one, no texts, or a vocabulary that cannot be.
+    """
+    if path:
+        return SentencePieceTokenizer(guard.read(path), False)
+    if algorithm not in ALGORITHMS:
+        raise base.TokenizerError(
+            f"algorithm={algorithm!r} is unknown. Known: {', '.join(ALGORITHMS)}."
+        )
+    return SentencePieceTokenizer(_train(texts, vocab_size, algorithm, sample_lines), True)
+
+
+def _train(texts, vocab_size, algorithm, sample_lines):
+    """Trains a model whose round trip loses nothing; the same texts give the same bytes."""
+    model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(0)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            model_type=algorithm,
+            vocab_size=vocab_size,
+            input_sentence_size=sample_lines,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            user_defined_symbols=["\n"],
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=3,
+            unk_surface=base.UNKNOWN,
+            num_threads=16,  # part of the result: unigram sums its counts thread by thread
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise base.TokenizerError(
+            f"SentencePiece cannot train {algorithm} with vocab_size={vocab_size}: {error}"
+        ) from error
+    return model.getvalue()
+
+
+def _lines(texts):
+    """Yields the lines of texts, cut where they are too long for the trainer."""
+    for text in texts():
+        base.utf8(text)
+        for line in text.replace(SPACE_MARK, " ").split("\n"):
+            for start in range(0, len(line), LINE_CHARACTERS):
+                yield line[start : start + LINE_CHARACTERS]
+
+
+def restore(settings, files):
+    """Rebuilds a stored SentencePiece tokenizer."""
+    return SentencePieceTokenizer(files[MODEL_FILE], settings["lossless"])
