@@ -12,7 +12,7 @@ How TensorBoard 2.2x reads what is written here:
 - Were there an "experiment" record, the tab would show only the hyperparameters that one run
   happened to list, and no filter for those that are strings. Without one it lists those of all
   runs, what differs first, and all scalars in alphabetical order, the first five of them shown.
-  So the final metrics are also written as final/..., which comes first.
+  So the final validation metrics are also written as final/..., which comes first.
 """
 
 import json
@@ -82,13 +82,14 @@ class TensorBoard:
         Args:
             status: "done" and "early_stop" are a success in the HPARAMS tab, the rest a failure.
             step: last step of the run.
-            final: {"validation/loss": value, ...}.
+            final: {"validation/loss": value, ...}; those of validation, and those without a
+                group ("best_validation_loss"), are shown first in the HPARAMS tab.
         """
         code = Status.Value("STATUS_SUCCESS" if status in SUCCESS else "STATUS_FAILURE")
         end = SessionEndInfo(status=code, end_time_secs=time.time())
         with _Records(f"{self.stem}.{END}") as records:
             for name, value in final.items():
-                if _is_number(value):
+                if _is_number(value) and name.split("/")[0] in ("validation", name):
                     records.summary(summary.scalar(f"final/{name}", float(value)), step)
             records.summary(_hparams_summary("session_end_info", session_end_info=end), step)
         self.records.close()
