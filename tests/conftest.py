@@ -1,0 +1,58 @@
+"""Eight fake CPU devices for every test; tiny models that several tests share."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _flags:
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm import models, trees
+from jaxllm.models.config import resolve
+
+TINY = dict(layers=2, width=32, heads=4, kv_heads=2, mlp_width=64)
+
+
+def tiny_config(vocab=65, length=16, **fields):
+    """A resolved ModelConfig of toy size."""
+    return resolve({**TINY, **fields}, vocab=vocab, length=length)
+
+
+def ragged_batch(rows=4, length=16, vocab=65, seed=0, documents=2):
+    """Rows of several documents each, of unequal length, with padding at the end."""
+    rng = np.random.default_rng(seed)
+    batch = {
+        "tokens": rng.integers(0, vocab, (rows, length)).astype(np.int32),
+        "targets": rng.integers(0, vocab, (rows, length)).astype(np.int32),
+        "weight": np.zeros((rows, length), np.float32),
+        "position": np.zeros((rows, length), np.int32),
+        "segment": np.zeros((rows, length), np.int32),
+    }
+    for row in range(rows):
+        cuts = np.sort(rng.choice(np.arange(2, length), documents, replace=False))
+        first = 0
+        for number, last in enumerate(cuts, 1):
+            batch["segment"][row, first:last] = number
+            batch["position"][row, first:last] = np.arange(last - first)
+            batch["weight"][row, first : last - 1] = 1.0
+            first = last
+    return batch
+
+
+def random_params(model, seed=0, scale=0.15):
+    """Parameters drawn by NumPy, norms and biases included, without compiling `model.init`."""
+    rng = np.random.default_rng(seed)
+    infos = models.abstract_params(model.config)
+    return trees.unflatten(
+        {path: np.float32(scale * rng.normal(size=info.shape)) for path, info in infos.items()}
+    )
+
+
+@pytest.fixture(scope="session")
+def key():
+    """One random key for all tests."""
+    return jax.random.key(0)
