@@ -252,7 +252,7 @@ def test_an_error_of_the_background_write_is_raised_by_check_and_leaves_the_one_
     with monkeypatch.context() as patched:
         patched.setattr(manifest, "commit", full)
         opened.save(2, {"w": jnp.ones(2)}, {})
-        with pytest.raises(CheckpointError, match="step 2.*No space left.*untouched"):
+        with pytest.raises(CheckpointError, match=r"step 2.*No space left.*untouched"):
             for _ in range(500):
                 opened.check()
                 time.sleep(0.01)

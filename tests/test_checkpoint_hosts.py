@@ -20,13 +20,14 @@ mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 spread = NamedSharding(mesh, P("data"))
 make = lambda n: jax.make_array_from_callback((64, 4), spread, lambda i: (
     np.arange(256, dtype=np.float32).reshape(64, 4) + n)[i])
+whole = lambda n: jax.device_put(np.float32(n), NamedSharding(mesh, P()))
 @functools.partial(jax.jit, donate_argnums=0)
 def train(x):
     return x * 2 + 1
 with Checkpoints(directory, keep_last=2, report=print, timeout_s=30) as checkpoints:
     for step in range(1, 5):
         x = make(step)
-        checkpoints.save(step, {"x": x, "whole": jax.device_put(np.float32(step), NamedSharding(mesh, P()))}, {"n": step})
+        checkpoints.save(step, {"x": x, "whole": whole(step)}, {"n": step})
         x = train(x)
         checkpoints.check()
         checkpoints.score(step, float(step))
@@ -35,11 +36,13 @@ with Checkpoints(directory, keep_last=2, report=print, timeout_s=30) as checkpoi
     if index == 0:  # only this process sees the damage before the others ask
         open(directory + "/step_00000004/manifest.json", "a").write(" ")
     print("latest", checkpoints.latest())
-    want = {"x": make(3), "whole": jax.device_put(np.float32(3), NamedSharding(mesh, P()))}
-    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), want)
+    want = {"x": make(3), "whole": whole(3)}
+    target = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), want)
     for _ in range(2):
         got, meta = checkpoints.restore(3, target)
-    same = all(np.array_equal(a.data, b.data) for a, b in zip(got["x"].addressable_shards, want["x"].addressable_shards))
+    shards = zip(got["x"].addressable_shards, want["x"].addressable_shards)
+    same = all(np.array_equal(a.data, b.data) for a, b in shards)
     print("same", same, meta)
     try:
         checkpoints.restore(9, target)

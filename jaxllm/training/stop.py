@@ -76,6 +76,11 @@ class Stop:
         self.report(f"{reason}: leaving within {self.grace_s:g} s (now: {self._phases[-1][0]})")
         self._wake()
 
+    def listen(self):
+        """Starts to hear the other processes; call when they have joined (`agreed` does, too)."""
+        if hosts.count() > 1:
+            self._peers.start()
+
     def agreed(self, step=-1):
         """Whether to stop here; the same answer on every process. Never waits for the device.
 
@@ -131,7 +136,6 @@ class Stop:
         self._old = {number: signal.signal(number, _do_nothing) for number in SIGNALS}
         self._thread = threading.Thread(target=self._watch, name="stop", daemon=True)
         self._thread.start()
-        self._peers.start()
         _active.append(self)
         return self
 
@@ -212,13 +216,18 @@ class _Peers:
         self._stop, self._prefix = stop, prefix
         self._changed = threading.Condition()
         self._ticks, self._said, self._end = 0, False, None
-        self._closed = threading.Event()
+        self._closed, self._started = threading.Event(), False
         self._thread = threading.Thread(target=self._talk, name="stop peers", daemon=True)
 
     def start(self):
-        self._thread.start()
+        # Not before everyone has joined: a call on a client that is still connecting ends the
+        # process with "wrong service incarnation".
+        if not self._started:
+            self._started = True
+            self._thread.start()
 
     def tick(self):
+        self.start()
         with self._changed:
             # Ends with the answer, or with the process at the deadline of Stop.
             self._changed.wait_for(lambda: self._end is not None or not self._said)
@@ -228,17 +237,15 @@ class _Peers:
     def close(self):
         """Says that this process passes no further call, so that the others need not wait."""
         self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=2)
-        if hosts.client() is not None:
-            with contextlib.suppress(Exception):  # the others may have left already
-                self._say()
+        if not self._started:
+            return
+        self._thread.join(timeout=2)
+        with contextlib.suppress(Exception):  # the others may have left already
+            self._say()
 
     def _talk(self):
         complained = False
         while self._end is None and not self._closed.wait(0.02 if self._said else POLL_S):
-            if hosts.client() is None:
-                continue
             try:
                 self._exchange()
             except Exception as error:
