@@ -38,6 +38,6 @@ if [[ ${#COMMAND[@]} -eq 0 ]]; then fail 'the command is missing: put it after -
 
 # trap, setsid, nohup: neither the end of the ssh session nor its terminal reaches the command.
 on_workers all "set -e; trap '' HUP; cd $d; mkdir -p logs; \
-if kill -0 \$(cat logs/run.pid 2>/dev/null) 2>/dev/null; \
+if ps -o stat= -p \"\$(cat logs/run.pid 2>/dev/null)\" 2>/dev/null | grep -qv '^Z'; \
 then echo 'a command is still running; stop it with run.sh --stop' >&2; exit 1; fi; \
 setsid nohup $(quoted "${COMMAND[@]}") >> logs/run.log 2>&1 < /dev/null & echo \$! > logs/run.pid"
