@@ -75,6 +75,7 @@ def get_config(arg=None):
 def make_smoke(c):
     """Turns a config into its smoke test: the same choices, tiny, on made-up text, seconds."""
     c.steps = 3
+    c.schedule.warmup_steps = 1
     c.model.update(size="", layers=max(2, c.model.global_every or 0), width=32, heads=4)
     c.model.update(kv_heads=2 if c.model.kv_heads else 0, head_width=0, mlp_width=64, positions=0)
     c.model.update(vocab=0)

@@ -100,7 +100,9 @@ def make_step(loss_fn, tx, schedule, options):
             grads = jax.tree.map(lambda g: g * shrink, grads)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = jax.tree.map(lambda a, p: a + (1 - options.ema) * (p - a), state.ema, params)
+        ema = ()
+        if state.ema:
+            ema = jax.tree.map(lambda a, p: a + (1 - options.ema) * (p - a), state.ema, params)
 
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(apply, n, o), new, old)
@@ -109,7 +111,7 @@ def make_step(loss_fn, tx, schedule, options):
             step=state.step + 1,
             params=keep(params, state.params),
             opt=keep(opt, state.opt),
-            ema=keep(ema, state.ema) if state.ema else (),
+            ema=keep(ema, state.ema),
             skipped=state.skipped + ~apply,
             bad_run=_bad_run(state, finite, options.skip_limit),
             scale=_next_scale(state.scale, finite) if state.scale else (),

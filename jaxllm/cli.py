@@ -1,0 +1,90 @@
+"""What every command does: flags, the config, the compile cache, exit statuses."""
+
+import hashlib
+import os
+import pathlib
+import platform
+import sys
+
+import jax
+import jaxlib
+from absl import flags, logging
+
+from jaxllm import settings
+from jaxllm.config import ConfigError
+from jaxllm.data import DataError
+from jaxllm.tokenizers import TokenizerError
+from jaxllm.training.lock import LockError
+from jaxllm.training.setup import KINDS
+
+# Wrong settings or input: not worth a restart, so a supervisor can tell them from a crash.
+CONFIG_STATUS = 2
+EXPECTED_ERRORS = (ConfigError, DataError, TokenizerError, LockError, flags.Error)
+
+
+def run(doc, define_flags, main):
+    """Runs a command and exits.
+
+    Args:
+        doc: the module's docstring, printed by --help.
+        define_flags: defines the command's absl flags.
+        main: (config file or "", settings on the command line) -> exit status.
+    """
+    define_flags()
+    logging.set_verbosity(logging.WARNING)  # Orbax tells 30 lines a checkpoint
+    logging.get_absl_handler().python_handler.stream = sys.stderr
+    try:
+        file, overrides, rest = settings.split_arguments(sys.argv[1:])
+        if {"--help", "-h", "-help"} & set(rest):
+            print(doc + "\nFlags:\n" + flags.FLAGS.main_module_help())
+            sys.exit(0)
+        extra = flags.FLAGS([sys.argv[0], *rest])[1:]
+        if extra:
+            raise ConfigError(f"Unknown argument {extra[0]!r}. See --help.")
+        status = main(file, overrides)
+    except EXPECTED_ERRORS as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(CONFIG_STATUS)
+    sys.exit(status)
+
+
+def load_config(file, overrides):
+    """Returns (config, notes) of a config file and the settings that go over it."""
+    return settings.load(file, overrides, KINDS)
+
+
+def use_compile_cache(directory):
+    """Keeps compiled programs in a private directory of this jaxlib and this processor.
+
+    Entries are machine code: one made by another jaxlib or for other instructions can crash.
+    """
+    if not directory:
+        return
+    machine = hashlib.sha256(f"{platform.processor()} {_cpu_flags()}".encode()).hexdigest()[:12]
+    path = pathlib.Path(directory).expanduser() / f"jaxlib-{jaxlib.__version__}-{machine}"
+    path.mkdir(parents=True, exist_ok=True)
+    os.chmod(path, 0o700)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _cpu_flags():
+    """The processor's instruction sets, where the system tells."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
+def define_process_flags():
+    """Defines --coordinator, --processes and --process_id."""
+    flags.DEFINE_string("coordinator", "", "host:port of process 0; TPU slices and Slurm tell")
+    flags.DEFINE_integer("processes", 0, "processes of the run")
+    flags.DEFINE_integer("process_id", -1, "number of this process, from 0")
+
+
+def process_flags():
+    """The three, as `processes.join` takes them."""
+    f = flags.FLAGS
+    return f.coordinator, f.processes, f.process_id

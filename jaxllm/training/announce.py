@@ -1,0 +1,83 @@
+"""The page at the start of a run: what actually runs."""
+
+import time
+
+import jax
+
+from jaxllm import sharding, trees
+from jaxllm.models.attention import choose
+from jaxllm.scaling import flops
+
+
+def page(run, compiled, notes, resumed, peak, peak_how, started):
+    """Returns the page as text.
+
+    Args:
+        run: `setup.Run`.
+        compiled: the compiled step.
+        notes: further lines: what was dropped, skipped or put aside.
+        resumed: step the run goes on from, or False.
+        peak: FLOP/s of all devices, or None; `peak_how` says where the number is from.
+        started: time.perf_counter() at the start of the command.
+    """
+    c, config = run.model.config, run.config
+    kind = jax.devices()[0].device_kind
+    mesh = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    parameters = sum(_size(info) for info in run.infos.values())
+    train = flops.train_flops_per_token(c, config.data.length)
+    lines = [
+        ("devices", f"{run.mesh.size} x {kind}, {jax.process_count()} process(es)"),
+        ("mesh", f"{mesh}, {config.sharding}"),
+        ("model", f"{config.model.family} {config.model.size}".strip() + f", {_words(c)}"),
+        ("parameters", f"{parameters:,}"),
+        ("attention", choose(c.attention, c.attention_softcap)),
+        ("remat", c.remat),
+        ("dtypes", f"parameters float32, computation {c.dtype}"),
+        ("optimizer", f"{config.optim.kind}, schedule {config.schedule.kind}"),
+        ("batch", _batch_words(config)),
+        ("data", f"{run.train.tokens:,} train, {run.validation.tokens:,} validation tokens"),
+        ("tokenizer", f"{run.tokenizer.kind}, vocabulary {run.tokenizer.vocab_size:,}"),
+        ("memory", _memory_words(run, compiled)),
+        ("FLOPs a token", f"{train:,.0f} (forward and backward, full attention)"),
+        ("peak", f"{peak:.3g} FLOP/s, {peak_how}" if peak else f"unknown ({peak_how}): no MFU"),
+        ("steps", f"{config.steps:,}" + (f", resumed from {resumed:,}" if resumed else "")),
+        ("ready after", f"{time.perf_counter() - started:.1f} s"),
+    ]
+    rules = sharding.RULES[config.sharding]
+    for note in sharding.unsplit(run.infos, rules.params, run.mesh)[:8]:
+        lines.append(("not split", note))
+    lines += [("note", note) for note in notes]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines)
+
+
+def _size(info):
+    size = 1
+    for n in info.shape:
+        size *= n
+    return size
+
+
+def _words(c):
+    heads = f"{c.heads} heads" + (f" over {c.kv_heads}" if c.kv_heads != c.heads else "")
+    return f"{c.layers} layers x {c.width}, {heads}, MLP {c.mlp_width}, {c.positions} positions"
+
+
+def _batch_words(config):
+    micro = config.step.micro_batches
+    cut = f" in {micro} pieces" if micro > 1 else ""
+    tokens = config.data.batch * config.data.length
+    return f"{config.data.batch} rows x {config.data.length} tokens = {tokens:,}{cut}"
+
+
+def _memory_words(run, compiled):
+    """Bytes a device: state, and what the compiled step needs besides."""
+    per_device = 0
+    for leaf in jax.tree.leaves(run.abstract):
+        shard = leaf.sharding.shard_shape(leaf.shape)
+        per_device += trees.size_bytes(jax.ShapeDtypeStruct(shard, leaf.dtype))
+    memory = compiled.memory_analysis()
+    words = f"{per_device / 1e6:,.1f} MB of state a device"
+    if memory is not None:
+        words += f", {memory.temp_size_in_bytes / 1e6:,.1f} MB of temporaries"
+    return words

@@ -1,0 +1,191 @@
+"""From a config to everything that a run is made of, checks first."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxllm import data, models, objectives, optim, sharding, tokenizers
+from jaxllm.config import ConfigError, arguments, make
+from jaxllm.models.families import model_config
+from jaxllm.training import processes
+from jaxllm.training.state import born_sharded, create
+from jaxllm.training.step import StepOptions, make_evaluate, make_step
+
+# Sections with a `kind`: (table of factories, fields of the section that are not the factory's).
+KINDS = {
+    "tokenizer": (tokenizers.TOKENIZERS, {}),
+    "data.sources.*": (data.SOURCES, {"weight": 1.0, "split": "auto"}),
+    "objective": (objectives.OBJECTIVES, {}),
+    "optim": (optim.OPTIMIZERS, {"groups": {}}),
+    "schedule": (optim.SCHEDULES, {}),
+}
+
+
+class Run(NamedTuple):
+    """What a config describes, ready to train.
+
+    Attributes:
+        config: the ConfigDict.
+        mesh: device mesh.
+        tokenizer: as `tokenizers` makes.
+        model: `models.Model`.
+        infos: {path: ParamInfo}.
+        train, validation: sources of batches.
+        loss: (params, refs, batch, key) -> Loss.
+        abstract: TrainState of shapes and shardings.
+        create: random key -> TrainState, sharded from birth.
+        step: (state, refs, batch) -> (state, metrics); not yet compiled, donates the state.
+        evaluate: (params, refs, batch) -> Loss; jitted.
+    """
+
+    config: Any
+    mesh: Any
+    tokenizer: Any
+    model: Any
+    infos: dict
+    train: Any
+    validation: Any
+    loss: Any
+    abstract: Any
+    create: Any
+    step: Any
+    evaluate: Any
+
+
+def check(config, devices):
+    """Raises ConfigError for all that can be known before a device or a file is touched.
+
+    Args:
+        config: the ConfigDict.
+        devices: number of devices.
+    """
+    for name, (table, others) in KINDS.items():
+        if name.endswith(".*"):
+            for key, section in config.data.sources.items():
+                arguments(table, section, f"data.sources.{key}", ignore=others)
+        else:
+            arguments(table, config[name], name, ignore=others)
+    for field in ("steps", "data.batch", "data.length", "step.micro_batches", "log.every"):
+        value = _get(config, field)
+        if value < 1:
+            raise ConfigError(f"config.{field}={value} must be at least 1. Try --config.{field}=1.")
+    c = model_config(config.model, vocab=1, length=config.data.length)  # tokenizer not yet known
+    schedule = optim.make_schedule(config.schedule, config.steps)
+    optim.make_optimizer(config.optim, schedule, models.abstract_params(c))
+    shape = sharding.mesh_shape(config.mesh, devices)
+    if config.sharding not in sharding.RULES:
+        known = ", ".join(sharding.RULES)
+        raise ConfigError(
+            f"config.sharding={config.sharding!r} is unknown. Known: {known}.\n"
+            "  Try --config.sharding=zero3."
+        )
+    micro, field = config.step.micro_batches, "step.micro_batches"
+    sharding.check_splits("data.batch", config.data.batch, shape, sharding.BATCH_AXES, micro, field)
+    sharding.check_splits("validate.batch", config.validate.batch, shape, sharding.BATCH_AXES)
+    for name in ("heads", "mlp_width"):
+        sharding.check_splits(f"model.{name}", getattr(c, name), shape, ("tensor",))
+
+
+def _get(config, field):
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def assemble(config, workdir, devices=None):
+    """Builds a Run: checks, tokenizer, data, mesh, model, optimizer, step.
+
+    Args:
+        config: completed ConfigDict (see `settings.load`).
+        workdir: the run's directory; tokenizer and token shards are put there.
+        devices: devices of the mesh; None for all.
+
+    Raises:
+        ConfigError: before any array is made.
+    """
+    devices = jax.devices() if devices is None else devices
+    check(config, len(devices))
+    shape = sharding.mesh_shape(config.mesh, len(devices))
+    tokenizer = open_tokenizer(config, workdir)
+    c = model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
+    train, validation = open_data(config, tokenizer, workdir)
+
+    mesh = sharding.make_mesh(shape, devices)
+    model = models.make(c, sharding.make_shard(mesh))
+    infos = models.abstract_params(c)
+    loss = make(objectives.OBJECTIVES, config.objective, "objective", model)
+    schedule = optim.make_schedule(config.schedule, config.steps)
+    tx = optim.make_optimizer(config.optim, schedule, infos)
+    rules = sharding.RULES[config.sharding]
+    scaled = c.dtype == "float16"
+
+    def new_state(key):
+        return create(model.init, tx, key, ema=bool(config.step.ema), scaled=scaled)
+
+    abstract, make_state = born_sharded(new_state, tx, infos, rules, mesh)
+    options = StepOptions(
+        **config.step.to_dict(), seed=config.seed + 1, dropout=model.config.dropout > 0
+    )
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jax.jit(
+        make_step(loss, tx, schedule, options), donate_argnums=0, out_shardings=(places, None)
+    )
+    return Run(
+        config,
+        mesh,
+        tokenizer,
+        model,
+        infos,
+        train,
+        validation,
+        loss,
+        abstract,
+        make_state,
+        step,
+        jax.jit(make_evaluate(loss)),
+    )
+
+
+def open_tokenizer(config, workdir):
+    """Loads the run's tokenizer, or makes and stores it; process 0 does the making."""
+    place = pathlib.Path(workdir) / "tokenizer"
+    if processes.is_first() and not place.exists():
+        tokenizers.make(config.tokenizer, data.texts(config.data)).save(place)
+    processes.wait("tokenizer")
+    tokenizer = tokenizers.load(place)
+    asked = config.tokenizer.kind
+    if tokenizer.kind != asked:
+        raise ConfigError(
+            f"config.tokenizer.kind={asked!r}, but {place} holds a {tokenizer.kind!r} tokenizer.\n"
+            "  Try another --workdir."
+        )
+    processes.check_same("tokenizer", tokenizer.fingerprint)
+    return tokenizer
+
+
+def open_data(config, tokenizer, workdir):
+    """Returns the (train, validation) sources, writing token shards where they are missing."""
+    place = pathlib.Path(workdir) / "data"
+    data.prepare(config.data, tokenizer, place)
+    processes.wait("data")
+    return tuple(
+        data.open_split(config.data, tokenizer, place, split, config.seed)
+        for split in ("train", "validation")
+    )
+
+
+def abstract_batch(run, batch):
+    """Shapes and shardings of a batch of `batch` rows."""
+    rows = run.train(0, rows=[0])
+    place = sharding.batch_sharding(run.mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype, sharding=place)
+        for name, x in rows.items()
+    }
+
+
+def config_json(config):
+    """The config as JSON text, sorted, so that equal configs give equal text."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True, default=list)

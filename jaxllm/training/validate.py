@@ -1,0 +1,52 @@
+"""Validation: sums over a whole split, divided once."""
+
+import math
+
+import jax
+import numpy as np
+
+from jaxllm import sharding
+
+
+def validate(run, params, *, batches=0, interrupted=lambda: False):
+    """Returns the metrics of the validation split, or None if it was interrupted.
+
+    Args:
+        run: `setup.Run`.
+        params: parameters, or their average.
+        batches: at most so many; 0 for the whole split.
+        interrupted: asked between batches; every process must answer alike.
+
+    Returns:
+        {"loss" in nats a token, "perplexity", "bits_per_byte", "accuracy", "tokens"}, floats. Sums
+        of batches are added up in float64, in order, so that a rerun gives the same bits.
+    """
+    size = run.config.validate.batch
+    rows = sharding.local_rows(run.mesh, size)
+    sums = []
+    for index, batch in enumerate(run.validation.epoch(size, rows)):
+        if batches and index >= batches:
+            break
+        if interrupted():
+            return None
+        placed = sharding.global_batch(run.mesh, rows, batch, size)
+        loss = run.evaluate(params, {}, placed)
+        sums.append({"count": loss.count, "total": loss.total, **loss.sums})
+    totals = {}
+    for one in jax.device_get(sums):
+        for name, value in one.items():
+            totals[name] = totals.get(name, np.float64(0)) + np.float64(value)
+    return summarise(totals, run.validation.bytes_per_token)
+
+
+def summarise(totals, bytes_per_token):
+    """Turns sums over a split into metrics; `bytes_per_token` are UTF-8 bytes."""
+    count = totals["count"]
+    loss = float(totals.get("loss", totals["total"]) / count)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": loss / math.log(2) / bytes_per_token,
+        "accuracy": float(totals["accuracy"] / count) if "accuracy" in totals else None,
+        "tokens": int(count),
+    }
