@@ -64,24 +64,28 @@ def texts(config):
     return iterate
 
 
-def prepare(config, tokenizer, directory):
+def prepare(config, tokenizer, directory, shard_tokens=shards.SHARD_TOKENS):
     """Tokenizes every source into shards, once, and returns {name: manifest}.
 
     Args:
         config: `config.data`. Shards go to `cache_dir` where it is set.
         tokenizer: what encodes the documents.
         directory: where shards go otherwise.
+        shard_tokens: tokens in each file of a split but the last.
 
     Raises:
         DataError: bad input, with file and line; manifests count what was skipped by reason.
     """
-    root = config.cache_dir or directory
-    return {
-        name: build.prepare(
-            source, tokenizer, build.settings(config, config.sources[name], name), root, name
-        )
-        for name, source in make_sources(config).items()
-    }
+    root = _root(config, directory)
+    manifests = {}
+    for name, source in make_sources(config).items():
+        options = build.settings(config, config.sources[name], name)
+        manifests[name] = build.prepare(source, tokenizer, options, root, name, shard_tokens)
+    return manifests
+
+
+def _root(config, directory):
+    return pathlib.Path(config.cache_dir or directory).expanduser()
 
 
 def open_split(config, tokenizer, directory, split, seed, verify=False):
@@ -103,7 +107,7 @@ def open_split(config, tokenizer, directory, split, seed, verify=False):
     for name, source in make_sources(config).items():
         options = build.settings(config, config.sources[name], name)
         key = build.key(source, tokenizer, options)
-        path = pathlib.Path(config.cache_dir or directory) / f"{name}-{key}"
+        path = _root(config, directory) / f"{name}-{key}"
         if not path.exists():
             raise DataError(
                 f"Source {name!r} is not prepared under {path.parent} with this tokenizer, these "

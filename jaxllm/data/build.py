@@ -29,7 +29,7 @@ def settings(config, section, name):
     """Returns the settings of one source that its shards depend on, besides its documents.
 
     Raises:
-        ConfigError: a fraction, size or split mode that cannot work.
+        ConfigError: a fraction or split mode that cannot work.
     """
     fraction = config.validation_fraction
     mode = {"split": "auto", **section}["split"]
@@ -37,11 +37,6 @@ def settings(config, section, name):
         raise ConfigError(
             f"config.data.validation_fraction={fraction} must be at least 0 and below 1.\n"
             "  Try --config.data.validation_fraction=0.1."
-        )
-    if config.shard_tokens < 1:
-        raise ConfigError(
-            f"config.data.shard_tokens={config.shard_tokens} must be at least 1.\n"
-            "  Try --config.data.shard_tokens=100000000."
         )
     if mode not in SPLIT_MODES:
         raise ConfigError(
@@ -52,7 +47,6 @@ def settings(config, section, name):
         "format": shards.FORMAT,
         "validation_fraction": fraction,
         "split": mode,
-        "shard_tokens": config.shard_tokens,
         "bad_input": config.bad_input,
     }
 
@@ -63,7 +57,7 @@ def key(source, tokenizer, options):
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def prepare(source, tokenizer, options, root, name):
+def prepare(source, tokenizer, options, root, name, shard_tokens):
     """Writes the shard set of a source unless it is there, and returns its manifest.
 
     Safe to kill at any time: shards appear under their key by one rename. Of several processes
@@ -83,7 +77,7 @@ def prepare(source, tokenizer, options, root, name):
             partial = root / f"{partial_prefix}{os.getpid()}"
             partial.mkdir()
             try:
-                _write(source, tokenizer, options, partial)
+                _write(source, tokenizer, options, partial, shard_tokens)
                 _publish(partial, final)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -113,11 +107,11 @@ def _locked(path):
         yield
 
 
-def _write(source, tokenizer, options, directory):
+def _write(source, tokenizer, options, directory, shard_tokens):
     """Writes both splits and the manifest of a source into a directory."""
     bad = BadInput(options["bad_input"])
     writers = {
-        split: shards.SplitWriter(directory, split, tokenizer.vocab_size, options["shard_tokens"])
+        split: shards.SplitWriter(directory, split, tokenizer.vocab_size, shard_tokens)
         for split in shards.SPLITS
     }
     for text, split, where in split_documents(
@@ -133,6 +127,7 @@ def _write(source, tokenizer, options, directory):
         "source": source.describe(),
         "tokenizer": tokenizer.fingerprint,
         "tokenizer_kind": tokenizer.kind,
+        "shard_tokens": shard_tokens,
         "vocab_size": tokenizer.vocab_size,
         "dtype": shards.id_dtype(tokenizer.vocab_size).str,
         "skipped": dict(bad.counts),

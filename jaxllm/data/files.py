@@ -2,7 +2,6 @@
 
 import codecs
 import glob
-import gzip
 import pathlib
 import zlib
 
@@ -11,7 +10,8 @@ import zstandard
 from jaxllm.data.errors import DataError
 
 CHUNK_BYTES = 1 << 20
-# Zstandard may blow a few bytes up to 128 KiB, so small bites bound what one step can yield.
+# Deflate grows a byte to at most 1,032, zstandard four to 128 KiB: small bites bound one step.
+GZ_BITE_BYTES = 1 << 14
 ZST_BITE_BYTES = 1 << 10
 ZST_WINDOW_BYTES = 1 << 27
 
@@ -74,37 +74,41 @@ def chunks(path):
         CorruptError: a .gz or .zst file is damaged or cut short.
     """
     with open(path, "rb") as file:
-        if path.suffix == ".zst":
-            yield from _zst_chunks(file)
-            return
-        stream = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
-        while True:
-            try:
-                chunk = stream.read(CHUNK_BYTES)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise CorruptError(str(error).rstrip(".")) from error
-            if not chunk:
-                return
-            yield chunk
+        if path.suffix == ".gz":
+            yield from _frames(file, lambda: zlib.decompressobj(wbits=31), GZ_BITE_BYTES)
+        elif path.suffix == ".zst":
+            context = zstandard.ZstdDecompressor(max_window_size=ZST_WINDOW_BYTES)
+            yield from _frames(file, context.decompressobj, ZST_BITE_BYTES)
+        else:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
 
 
-def _zst_chunks(file):
-    """Yields the contents of all frames; the library's own reader takes a cut file as whole."""
-    context = zstandard.ZstdDecompressor(max_window_size=ZST_WINDOW_BYTES)
-    frame, fed = context.decompressobj(), False
-    while bite := file.read(ZST_BITE_BYTES):
+def _frames(file, decompressor, bite_bytes):
+    """Yields the contents of all frames of a compressed file.
+
+    Not the libraries' own readers: zstandard's takes a file cut short as whole, and gzip's
+    throws away what stands before the damage.
+    """
+    frame, fed = decompressor(), False
+    while bite := file.read(bite_bytes):
         while bite:
             if frame.eof:
-                frame = context.decompressobj()
+                bite = bite.lstrip(b"\0")  # padding, as tape archives leave it
+                if not bite:
+                    break
+                frame = decompressor()
             fed = True
             try:
                 chunk = frame.decompress(bite)
-            except zstandard.ZstdError as error:
+            except (zlib.error, zstandard.ZstdError) as error:
                 raise CorruptError(str(error)) from error
             if chunk:
                 yield chunk
             bite = frame.unused_data if frame.eof else b""
-    if fed and not frame.eof:
+    if not fed:
+        raise CorruptError("the file has no bytes at all")
+    if not frame.eof:
         raise CorruptError("the file ends inside a compressed frame")
 
 

@@ -16,6 +16,7 @@ from jaxllm.data.errors import DataError
 FORMAT = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
+SHARD_TOKENS = 1 << 28
 
 
 def id_dtype(vocab_size):
