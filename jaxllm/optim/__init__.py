@@ -1,0 +1,86 @@
+"""Optimizers and schedules: two tables, and one function that reads `config.optim`."""
+
+import optax
+
+from jaxllm.config import make
+from jaxllm.optim import optimizers, schedules
+from jaxllm.optim.groups import group_of, read_groups, scale_by
+from jaxllm.optim.schedules import Schedule
+from jaxllm.optim.state import param_of, state_axes, step_count
+from jaxllm.trees import map_with_path
+
+SCHEDULES = {
+    "constant": schedules.constant,
+    "linear": schedules.linear,
+    "cosine": schedules.cosine,
+    "step": schedules.step,
+    "inverse_sqrt": schedules.inverse_sqrt,
+    "wsd": schedules.wsd,
+}
+
+OPTIMIZERS = {
+    "adamw": optimizers.adamw,
+    "adafactor": optimizers.adafactor,
+    "lamb": optimizers.lamb,
+    "lion": optimizers.lion,
+    "muon": optimizers.muon,
+    "sgd": optimizers.sgd,
+    "adamw8bit": optimizers.adamw8bit,
+}
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Schedule",
+    "make_optimizer",
+    "make_schedule",
+    "param_of",
+    "state_axes",
+    "step_count",
+]
+
+
+def make_schedule(section, steps):
+    """Makes the `Schedule` that `config.schedule` describes, for a run of `steps` updates.
+
+    Raises:
+        ConfigError: unknown kind or option, or an option out of range.
+    """
+    return make(SCHEDULES, section, "schedule", steps)
+
+
+def make_optimizer(section, schedule, infos, ignore=()):
+    """Makes the optimizer that `config.optim` describes.
+
+    Args:
+        section: {kind, options, groups}; `groups` = {name: {pattern, lr_scale, weight_decay}} sets
+            parameters apart by their path, see `Group`. A group with lr_scale 0 is frozen: it gets
+            no update and has no state.
+        schedule: a `Schedule`.
+        infos: {path: ParamInfo} of every parameter that the tree will have.
+        ignore: names in the section that are for others, such as gradient clipping.
+
+    Returns:
+        optax.GradientTransformation; its update needs params, and its counts are of updates that
+        were applied.
+
+    Raises:
+        ConfigError: unknown kind, option or group setting, or a value out of range.
+    """
+    groups = read_groups(section.get("groups") or {}, infos)
+    tx = make(OPTIMIZERS, section, "optim", schedule, infos, groups, ignore=("groups", *ignore))
+    scales = {}
+    for path in infos:
+        group = group_of(path, groups)
+        scales[path] = 1.0 if group is None else group.lr_scale
+    if any(scale != 1.0 for scale in scales.values()):
+        tx = optax.chain(tx, scale_by(scales))
+    if all(scales.values()):
+        return tx
+
+    def label(path, _):
+        return "train" if scales[path] else "freeze"
+
+    return optax.partition(
+        {"train": tx, "freeze": optax.set_to_zero()}, lambda tree: map_with_path(label, tree)
+    )
