@@ -12,6 +12,7 @@ LAYERS = [  # a package may import packages on earlier lines, never its own or l
     {"objectives", "finetune", "compression"},
     {"rollouts", "evals", "scaling"},
     {"training"},
+    {"cli"},  # the flags that commands share
     {
         *("prepare", "train", "evaluate", "sample", "plan"),
         *("convert", "sweep", "compare", "selfcheck"),
