@@ -68,6 +68,7 @@ def get_config(arg=None):
     c.runtime = ConfigDict()
     c.runtime.grace_s = 9.0  # after SIGTERM: the state is saved and the run ended within this
     c.runtime.watchdog_s = 0.0  # a step that takes longer stops the run; 0: off
+    c.runtime.cpu_devices = 0  # a CPU's cores as so many devices; 0: as many as pay
     c.runtime.compile_cache = "~/.cache/jaxllm"  # compiled programs; "": none
     return c.lock()
 

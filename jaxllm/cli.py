@@ -10,7 +10,7 @@ import jax
 import jaxlib
 from absl import flags, logging
 
-from jaxllm import settings
+from jaxllm import host, settings
 from jaxllm.config import ConfigError
 from jaxllm.data import DataError
 from jaxllm.tokenizers import TokenizerError
@@ -51,6 +51,20 @@ def run(doc, define_flags, main):
 def load_config(file, overrides):
     """Returns (config, notes) of a config file and the settings that go over it."""
     return settings.load(file, overrides, KINDS)
+
+
+def start(config):
+    """Sets what must be set before a device is touched; call it as soon as there is a config.
+
+    Args:
+        config: the whole ConfigDict; `config.runtime` is read.
+    """
+    host.keep_freed_memory()
+    use_compile_cache(config.runtime.compile_cache)
+    if config.runtime.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", config.runtime.cpu_devices)
+    elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", host.useful_devices(config))
 
 
 def use_compile_cache(directory):

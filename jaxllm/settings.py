@@ -65,7 +65,7 @@ def load(file, overrides, tables):
             notes += _complete(name, section, *found, text)
     config.lock()
     for field, text in overrides:
-        _override(config, field, text)
+        override(config, field, text)
     return config, notes
 
 
@@ -158,8 +158,12 @@ def _complete(name, section, table, others, kind_text):
     return notes
 
 
-def _override(config, field, text):
-    """Sets one dotted field from its text."""
+def override(config, field, text):
+    """Sets one dotted field of a ConfigDict from the text on the command line.
+
+    Raises:
+        ConfigError: no such field, or text that is not of its type.
+    """
     *parents, name = field.split(".")
     section = config
     for depth, parent in enumerate(parents):

@@ -25,7 +25,7 @@ def define_flags():
 def main(file, overrides):
     """Loads the config and trains it."""
     config, notes = cli.load_config(file, overrides)
-    cli.use_compile_cache(config.runtime.compile_cache)
+    cli.start(config)
     return run.train(config, flags.FLAGS.workdir, notes, cli.process_flags())
 
 

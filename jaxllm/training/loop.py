@@ -140,8 +140,11 @@ class Loop:
             metrics = self.log.recorded_validation(step)
             if metrics is None:
                 metrics = validate(
-                    self.run,
+                    self.run.evaluate,
+                    self.run.validation,
+                    self.run.mesh,
                     params,
+                    batch=self.config.validate.batch,
                     batches=self.config.validate.batches,
                     interrupted=self.stop.interrupts,
                 )

@@ -9,7 +9,6 @@ import time
 
 import jax
 
-from jaxllm.config import ConfigError
 from jaxllm.scaling import devices, flops
 from jaxllm.training import announce, processes, setup
 from jaxllm.training.checkpoint import Checkpoints
@@ -17,6 +16,7 @@ from jaxllm.training.lock import RunLock
 from jaxllm.training.loop import Loop, Progress
 from jaxllm.training.metrics import RunLog, versions
 from jaxllm.training.profile import Profile
+from jaxllm.training.reopen import check_tokenizer
 from jaxllm.training.sampling import make_sampler
 from jaxllm.training.state import place_key
 from jaxllm.training.stop import Stop, Watchdog
@@ -140,16 +140,6 @@ def restore_or_create(run, checkpoints):
     check_tokenizer(run.tokenizer, meta, step)
     known = {field: meta[field] for field in vars(Progress()) if field in meta}
     return state, Progress(**known), True
-
-
-def check_tokenizer(tokenizer, meta, step):
-    """Raises ConfigError if a checkpoint was made with another tokenizer."""
-    if meta["tokenizer"] != tokenizer.fingerprint:
-        raise ConfigError(
-            f"Checkpoint {step} was made with tokenizer {meta['tokenizer'][:12]}, this run has "
-            f"{tokenizer.fingerprint[:12]}: its tokens would mean other text.\n"
-            "  Try another --workdir, or put the run's own tokenizer/ back."
-        )
 
 
 def _emergency(checkpoints, log):

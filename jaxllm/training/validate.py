@@ -8,35 +8,35 @@ import numpy as np
 from jaxllm import sharding
 
 
-def validate(run, params, *, batches=0, interrupted=lambda: False):
-    """Returns the metrics of the validation split, or None if it was interrupted.
+def validate(evaluate, source, mesh, params, *, batch, batches=0, interrupted=lambda: False):
+    """Returns the metrics of a split, or None if it was interrupted.
 
     Args:
-        run: `setup.Run`.
+        evaluate: (params, refs, batch) -> Loss.
+        source: as `data.open_split` returns.
+        mesh: the mesh that params are on.
         params: parameters, or their average.
+        batch: rows at once.
         batches: at most so many; 0 for the whole split.
         interrupted: asked between batches; every process must answer alike.
 
     Returns:
-        {"loss" in nats a token, "perplexity", "bits_per_byte", "accuracy", "tokens"}, floats. Sums
-        of batches are added up in float64, in order, so that a rerun gives the same bits.
+        {"loss" in nats a token, "perplexity", "bits_per_byte", "accuracy", "tokens"}. Sums of
+        batches are added up in float64, in order, so that a rerun gives the same bits.
     """
-    size = run.config.validate.batch
-    rows = sharding.local_rows(run.mesh, size)
-    sums = []
-    for index, batch in enumerate(run.validation.epoch(size, rows)):
+    rows, sums = sharding.local_rows(mesh, batch), []
+    for index, local in enumerate(source.epoch(batch, rows)):
         if batches and index >= batches:
             break
         if interrupted():
             return None
-        placed = sharding.global_batch(run.mesh, rows, batch, size)
-        loss = run.evaluate(params, {}, placed)
+        loss = evaluate(params, {}, sharding.global_batch(mesh, rows, local, batch))
         sums.append({"count": loss.count, "total": loss.total, **loss.sums})
     totals = {}
     for one in jax.device_get(sums):
         for name, value in one.items():
             totals[name] = totals.get(name, np.float64(0)) + np.float64(value)
-    return summarise(totals, run.validation.bytes_per_token)
+    return summarise(totals, source.bytes_per_token)
 
 
 def summarise(totals, bytes_per_token):

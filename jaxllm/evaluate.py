@@ -1,0 +1,53 @@
+"""Evaluates a trained model on a whole split: loss, perplexity, bits per byte.
+
+    python -m jaxllm.evaluate --workdir=DIR [--step=latest|best|N] [--split=validation|train]
+
+Prints one JSON object. `--config.mesh.fsdp=…` and other settings go over the run's own.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from jaxllm import cli, data, objectives
+from jaxllm.config import ConfigError, make
+from jaxllm.training import processes, reopen
+from jaxllm.training.step import make_evaluate
+from jaxllm.training.validate import validate
+
+
+def define_flags():
+    """Defines the command's flags."""
+    flags.DEFINE_string("workdir", None, "directory of the run", required=True)
+    flags.DEFINE_string("step", "latest", "checkpoint: latest, best (by validation) or a number")
+    flags.DEFINE_string("split", "validation", "validation or train")
+    cli.define_process_flags()
+
+
+def main(file, overrides):
+    """Restores the model, runs it over the split and prints the metrics."""
+    import jax
+
+    if file:
+        raise ConfigError("The run's own config is used. Leave --config out.")
+    f = flags.FLAGS
+    if f.split not in ("validation", "train"):
+        raise ConfigError(f"--split={f.split!r} is unknown. Known: validation, train.")
+    config = reopen.load_config(f.workdir, overrides)
+    cli.start(config)
+    processes.join(*cli.process_flags())
+    trained = reopen.open_trained(f.workdir, overrides, f.step)
+    place = pathlib.Path(f.workdir) / "data"
+    data.prepare(config.data, trained.tokenizer, place)
+    source = data.open_split(config.data, trained.tokenizer, place, f.split, config.seed)
+    loss = make(objectives.OBJECTIVES, config.objective, "objective", trained.model)
+    evaluate = jax.jit(make_evaluate(loss))
+    metrics = validate(evaluate, source, trained.mesh, trained.params, batch=config.validate.batch)
+    if processes.is_first():
+        print(json.dumps({"step": trained.step, "split": f.split, **metrics}))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, define_flags, main)

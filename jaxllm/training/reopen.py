@@ -1,0 +1,115 @@
+"""Opening what a run left in its work directory, for reading."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxllm import models, settings, sharding, tokenizers, trees
+from jaxllm.config import ConfigError
+from jaxllm.models.families import model_config
+from jaxllm.training.checkpoint import Checkpoints
+
+
+class Trained(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        config: the run's ConfigDict.
+        mesh: device mesh.
+        tokenizer: the run's.
+        model: `models.Model`.
+        params: restored parameters; their average where the run kept one.
+        step: updates done.
+    """
+
+    config: Any
+    mesh: Any
+    tokenizer: Any
+    model: Any
+    params: Any
+    step: int
+
+
+def load_config(workdir, overrides=()):
+    """Returns the config of a run, with settings over it.
+
+    Raises:
+        ConfigError: no run there, or a setting that cannot be.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"--workdir={workdir}: no config.json there, so no run. Train one first, with "
+            f"python -m jaxllm.train --config=configs/shakespeare_char.py --workdir={workdir}"
+        )
+    config = ConfigDict(json.loads(path.read_text(), object_hook=_tuples)).lock()
+    for field, text in overrides:
+        settings.override(config, field, text)
+    return config
+
+
+def _tuples(mapping):
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()}
+
+
+def open_trained(workdir, overrides=(), step="latest"):
+    """Restores the model of a run onto this machine's devices.
+
+    Args:
+        workdir: directory of the run; nothing in it is changed.
+        overrides: [(field, text)] over the run's config, for instance another mesh.
+        step: "latest", "best" (by validation loss) or a number.
+
+    Raises:
+        ConfigError: no run or no such checkpoint there.
+    """
+    config = load_config(workdir, overrides)
+    tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
+    c = model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
+    mesh = sharding.make_mesh(sharding.mesh_shape(config.mesh, jax.device_count()))
+    model = models.make(c, sharding.make_shard(mesh))
+    with Checkpoints(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
+        chosen = choose_step(checkpoints, step, workdir)
+        infos = models.abstract_params(c)
+        rules = sharding.RULES[config.sharding].params
+        places = sharding.param_shardings(infos, rules, mesh)
+        abstract = {
+            path: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=places[path])
+            for path, info in infos.items()
+        }
+        part = "ema" if config.step.ema else "params"
+        wanted = {part: trees.unflatten(abstract)}
+        tree, meta = checkpoints.restore(chosen, wanted, partial=True)
+    check_tokenizer(tokenizer, meta, chosen)
+    return Trained(config, mesh, tokenizer, model, tree[part], chosen)
+
+
+def choose_step(checkpoints, step, workdir):
+    """Returns the number of the step that "latest", "best" or a number stands for."""
+    if step == "latest":
+        chosen = checkpoints.latest()
+    elif step == "best":
+        chosen = checkpoints.best()
+    elif step.isdigit() and int(step) in checkpoints.steps():
+        chosen = int(step)
+    else:
+        chosen = None
+    if chosen is None:
+        raise ConfigError(
+            f"--step={step}: no such checkpoint in {workdir}. There: "
+            f"{', '.join(map(str, checkpoints.steps())) or 'none'}. Try --step=latest."
+        )
+    return chosen
+
+
+def check_tokenizer(tokenizer, meta, step):
+    """Raises ConfigError if a checkpoint was made with another tokenizer."""
+    if meta["tokenizer"] != tokenizer.fingerprint:
+        raise ConfigError(
+            f"Checkpoint {step} was made with tokenizer {meta['tokenizer'][:12]}, this run has "
+            f"{tokenizer.fingerprint[:12]}: its tokens would mean other text.\n"
+            "  Try another --workdir, or put the run's own tokenizer/ back."
+        )
