@@ -185,11 +185,11 @@ def test_time_left_is_written_as_people_do():
 
 
 def test_sampled_text_is_kept_and_shown(tmp_path, capsys):
-    """As a file and on the screen, as it was."""
+    """In a file as it was; on the screen without what a terminal would take for a command."""
     log = open_log(tmp_path)
-    log.text(3, "sample", "KING:\nü\n")
-    assert (tmp_path / "samples" / "00000003_sample.txt").read_text() == "KING:\nü\n"
-    assert "KING:\nü" in capsys.readouterr().out
+    log.text(3, "sample", "KING:\nü\x1b[2J")
+    assert (tmp_path / "samples" / "00000003_sample.txt").read_text() == "KING:\nü\x1b[2J"
+    assert "KING:\nü\N{REPLACEMENT CHARACTER}[2J" in capsys.readouterr().out
 
 
 WRITER = """

@@ -107,7 +107,11 @@ class RunLog:
         folder.mkdir(exist_ok=True)
         jsonl.write_atomic(folder / f"{step:08d}_{tag.replace('/', '_')}.txt", text)
         self.tensorboard.text(tag, step, text)
-        print(f"step {self._count(step)}  {tag}:\n{text}", flush=True)
+        # An untrained model writes control characters, which a terminal would obey.
+        shown = "".join(
+            c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+        )
+        print(f"step {self._count(step)}  {tag}:\n{shown}", flush=True)
 
     def event(self, step, message, *, deterministic=False, quiet=False):
         """Logs something that happened and prints it.
