@@ -2,6 +2,7 @@
 
 import functools
 import json
+import resource
 import shutil
 import time
 from typing import Any, NamedTuple
@@ -201,7 +202,9 @@ def test_an_empty_directory_named_as_a_later_step_is_ignored(tmp_path, reports):
         checkpoints.save(1, {"w": jnp.ones(2)}, {})
         checkpoints.wait()
         (tmp_path / "step_00000003").mkdir()
+        assert checkpoints.steps() == [1]
         assert checkpoints.latest() == 1
+        assert not reports
         checkpoints.save(3, {"w": jnp.ones(2)}, {})
         checkpoints.wait()
         assert checkpoints.latest() == 3
@@ -258,6 +261,35 @@ def test_an_error_of_the_background_write_is_raised_by_check_and_leaves_the_one_
                 time.sleep(0.01)
     assert opened.latest() == 1
     opened.save(2, {"w": jnp.ones(2)}, {})
+    opened.wait()
+    assert opened.latest() == 2
+
+
+def test_the_next_save_waits_for_the_one_before_and_raises_its_error(opened, monkeypatch):
+    def slow_and_full(*_):
+        time.sleep(0.3)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manifest, "commit", slow_and_full)
+    opened.save(2, {"w": jnp.ones(2)}, {})
+    with pytest.raises(CheckpointError, match=r"step 2.*No space left"):
+        opened.save(3, {"w": jnp.ones(2)}, {})
+
+
+def test_a_disk_that_refuses_the_arrays_costs_only_that_step(opened):
+    """The error comes out of Orbax's own threads; files may not grow beyond the limit here."""
+    opened.save(1, {"w": jnp.ones(2)}, {})
+    opened.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"step 2.*too large.*untouched: \[1\]"):
+            opened.save(2, {"w": jnp.ones(1 << 18)}, {})
+            opened.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert opened.latest() == 1
+    opened.save(2, {"w": jnp.ones(1 << 18)}, {})
     opened.wait()
     assert opened.latest() == 2
 

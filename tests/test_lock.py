@@ -15,10 +15,10 @@ HOLD = """
 import os, sys, time
 from jaxllm.training.lock import RunLock
 with RunLock(sys.argv[1]):
+    if "fork" in sys.argv and os.fork() == 0:
+        time.sleep(5)
+        os._exit(0)
     print("held", flush=True)
-    if "fork" in sys.argv:
-        if os.fork() == 0:
-            time.sleep(5)
     time.sleep(60)
 """
 

@@ -10,6 +10,7 @@
 Process 0 decides (what is there, what is good, what to delete) and tells the others.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -85,8 +86,6 @@ class Checkpoints:
     def __exit__(self, *_):
         self.close()
 
-    # Saving
-
     def save(self, step, tree, meta):
         """Starts to write a checkpoint; returns when the arrays may be donated or overwritten.
 
@@ -134,9 +133,8 @@ class Checkpoints:
 
     def wait(self):
         """Waits until the save in flight is committed everywhere, and raises its error."""
-        thread = self._thread
-        if thread is not None:
-            thread.join()
+        if self._thread is not None:
+            self._thread.join()
         self.check()
 
     def close(self):
@@ -193,12 +191,13 @@ class Checkpoints:
         self._prune()
 
     def _failed(self, step, error):
+        left = "unknown"
+        with contextlib.suppress(OSError):
+            left = self.steps()
         return CheckpointError(
             f"The checkpoint of step {step} could not be written to {self._path(step)}: "
-            f"{type(error).__name__}: {error}. Earlier checkpoints are untouched: {self.steps()}."
+            f"{type(error).__name__}: {error}. Earlier checkpoints are untouched: {left}."
         )
-
-    # Restoring
 
     def latest(self):
         """Returns the newest step that is whole to the last bit, or None.
@@ -274,8 +273,6 @@ class Checkpoints:
             raise manifest.DamagedError(f"{self._path(step)} holds step {body['step']}")
         return body
 
-    # Keeping
-
     def steps(self):
         """Returns the committed steps on the disk, oldest first; does not read what they hold."""
         return [step for step, path in self._directories() if manifest.is_committed(path)]
@@ -330,8 +327,6 @@ class Checkpoints:
         for step in steps:
             if step not in keep:
                 _remove(self._path(step))
-
-    # Directories
 
     def _share(self, name, function):
         return hosts.share(f"{self.directory}: {name}", function, self.timeout_s)
