@@ -8,6 +8,7 @@ Prints one JSON object. `--config.mesh.fsdp=…` and other settings go over the 
 import json
 import pathlib
 
+import jax
 from absl import flags
 
 from jaxllm import cli, data, objectives
@@ -27,8 +28,6 @@ def define_flags():
 
 def main(file, overrides):
     """Restores the model, runs it over the split and prints the metrics."""
-    import jax
-
     if file:
         raise ConfigError("The run's own config is used. Leave --config out.")
     f = flags.FLAGS

@@ -4,6 +4,7 @@ python -m jaxllm.sample --workdir=DIR --prompt="ROMEO:" [--tokens=200] [--temper
     [--top_k=0] [--top_p=1] [--count=1] [--seed=0] [--step=latest|best|N]
 """
 
+import jax
 from absl import flags
 
 from jaxllm import cli
@@ -28,8 +29,6 @@ def define_flags():
 
 def main(file, overrides):
     """Restores the model, draws and prints."""
-    import jax
-
     if file:
         raise ConfigError("The run's own config is used. Leave --config out.")
     f = flags.FLAGS

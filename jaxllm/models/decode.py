@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxllm.models import cache as caches
 
@@ -57,8 +58,6 @@ def left_pad(prompts, pad=0):
     Returns:
         {"tokens", "position", "segment": numpy int32[B, T]}; segment is 0 on the padding.
     """
-    import numpy as np
-
     T = max(len(p) for p in prompts)
     batch = {n: np.zeros((len(prompts), T), np.int32) for n in ("tokens", "position", "segment")}
     batch["tokens"] += pad

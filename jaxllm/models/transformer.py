@@ -149,7 +149,9 @@ class Transformer(nnx.Module):
             (final hidden state [B, T, D], cache with the new keys and values, or None).
         """
         c, keys = self.c, (None, None) if key is None else jax.random.split(key)
-        x_BTD = jnp.take(self.embed[...], batch["tokens"], axis=0).astype(c.dtype)
+        # Gathered whole over fsdp first: rows, not parts of their width, are looked up.
+        table_VD = shard(self.embed[...], "vocab", "embed")
+        x_BTD = jnp.take(table_VD, batch["tokens"], axis=0).astype(c.dtype)
         if c.embed_scale:
             x_BTD = x_BTD * jnp.asarray(c.width**0.5, c.dtype)
         if self.position is not None:
