@@ -33,5 +33,5 @@ def _nanogpt(c, *, layers, width, heads, length, batch, steps):
     c.model.update(family="gpt2", layers=layers, width=width, heads=heads, mlp_width=4 * width)
     c.model.update(qkv_bias=False, out_bias=False, mlp_bias=False, norm_bias=False)
     c.data.update(length=length, batch=batch)
-    c.optim = dict(kind="adamw", b2=0.99, weight_decay=0.1, groups=dict())
+    c.optim = dict(kind="adamw", beta2=0.99, weight_decay=0.1, groups=dict())
     c.schedule = dict(kind="cosine", lr=1e-3, warmup_steps=100, final=0.1)
