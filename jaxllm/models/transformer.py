@@ -218,6 +218,9 @@ class Transformer(nnx.Module):
                 new.append(held)
             return x_BTD, jax.tree.map(lambda *a: jnp.stack(a), *new)
 
+        if c.unroll >= c.layers:
+            x_BTD, new = several(x_BTD, per_layer, 0, c.layers)
+            return x_BTD, cache if cache is None else {**cache, **new}
         period, whole = c.period, c.layers // c.period * c.period
         scanned = per_layer
         if period > 1:
@@ -230,7 +233,7 @@ class Transformer(nnx.Module):
                 return one(x_BTD, layers, c.is_windowed(0))
             return several(x_BTD, layers, 0, period)
 
-        x_BTD, new = jax.lax.scan(body, x_BTD, scanned, unroll=max(c.unroll, 1))
+        x_BTD, new = jax.lax.scan(body, x_BTD, scanned, unroll=max(c.unroll // period, 1))
         if period > 1:
             new = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), new)
         if whole < c.layers:  # the pattern's last, unfinished round

@@ -32,6 +32,7 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
         ("parameters", f"{parameters:,}"),
         ("attention", choose(c.attention, c.attention_softcap)),
         ("remat", c.remat),
+        ("layers", "unrolled" if c.unroll >= c.layers else f"scanned, {c.unroll} at a time"),
         ("dtypes", f"parameters float32, computation {c.dtype}"),
         ("optimizer", f"{config.optim.kind}, schedule {config.schedule.kind}"),
         ("batch", _batch_words(config)),

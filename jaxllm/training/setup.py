@@ -8,6 +8,7 @@ import jax
 
 from jaxllm import data, models, objectives, optim, sharding, tokenizers
 from jaxllm.config import ConfigError, arguments, make
+from jaxllm.models.config import for_platform
 from jaxllm.models.families import model_config
 from jaxllm.training import processes
 from jaxllm.training.state import born_sharded, create
@@ -113,6 +114,7 @@ def assemble(config, workdir, devices=None):
     train, validation = open_data(config, tokenizer, workdir)
 
     mesh = sharding.make_mesh(shape, devices)
+    c = for_platform(c, mesh.devices.flat[0].platform)
     model = models.make(c, sharding.make_shard(mesh))
     infos = models.abstract_params(c)
     loss = make(objectives.OBJECTIVES, config.objective, "objective", model)

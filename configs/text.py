@@ -1,0 +1,25 @@
+"""A small Llama on your own text: a file, a folder, or JSON lines; .gz and .zst too.
+
+python -m jaxllm.train --config=configs/text.py:path=books/ --workdir=runs/books
+python -m jaxllm.train --config=configs/text.py:path=posts.jsonl.zst,kind=jsonl --workdir=runs/posts
+"""
+
+from configs import base
+from jaxllm.config import parse_arg
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, path="", kind="text", tokenizer="sentencepiece", vocab=4096, smoke=False)
+    c = base.get_config()
+    c.steps = 5_000
+    c.data.sources = dict(main=dict(kind=arg.kind, path=arg.path, weight=1.0))
+    c.data.update(batch=32, length=256)
+    c.tokenizer = dict(kind=arg.tokenizer)
+    if arg.tokenizer == "sentencepiece":
+        c.tokenizer = dict(kind="sentencepiece", vocab_size=arg.vocab)
+    c.model.update(layers=6, width=384, heads=6, kv_heads=2, mlp_width=1024)
+    c.optim = dict(kind="muon", adam_lr=3e-3, weight_decay=0.1, groups=dict())
+    c.schedule = dict(kind="wsd", lr=0.02, warmup_steps=100)
+    if arg.smoke:
+        base.make_smoke(c)
+    return c
