@@ -144,6 +144,15 @@ def test_a_shard_cut_short_is_an_error(tmp_path, name):
         data.prepare(config, BYTES, tmp_path)
 
 
+def test_offsets_of_another_shard_set_are_an_error(tmp_path):
+    config = data_config()
+    data.prepare(config, BYTES, tmp_path)
+    (path,) = shard_sets(tmp_path)
+    np.save(path / "train.offsets.npy", np.zeros(3, np.int64))
+    with pytest.raises(DataError, match=r"holds \(3,\) offsets"):
+        data.open_split(config, BYTES, tmp_path, "train", 0)
+
+
 def test_a_flipped_bit_is_found_by_verifying(tmp_path):
     config = data_config()
     data.prepare(config, BYTES, tmp_path)

@@ -61,6 +61,9 @@ def test_rows_depend_on_seed_and_step_alone(source, tmp_path):
     assert np.array_equal(source(5, [6, 2])["tokens"], source(5)["tokens"][[6, 2]])
     assert not np.array_equal(other(5)["tokens"], source(5)["tokens"])
     assert not np.array_equal(source(6)["tokens"], source(5)["tokens"])
+    # The order differs too, not only where the windows are cut.
+    order, other_order = (np.argsort(s.starts(np.arange(s.windows))) for s in (source, other))
+    assert not np.array_equal(order, other_order)
 
 
 def test_each_epoch_covers_every_window_once(one_text):
@@ -74,6 +77,11 @@ def test_each_epoch_covers_every_window_once(one_text):
         assert starts[-1] + one_text.length + 1 <= one_text.tokens
         assert one_text.take(n)["tokens"].shape == (one_text.windows, one_text.length)
     assert len(shifts) > 2
+    firsts = [
+        one_text.starts(np.arange(one_text.windows) + epoch * one_text.windows).min()
+        for epoch in range(200)
+    ]
+    assert set(firsts) == set(range(one_text.length))  # in the end, cuts fall everywhere
 
 
 def test_targets_are_the_next_tokens(one_text):
