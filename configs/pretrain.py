@@ -1,6 +1,6 @@
 """Pre-training any family at any of its published sizes, on a slice.
 
-    python -m jaxllm.train --config=configs/pretrain.py:family=llama,size=3.2-1b,path=web.jsonl.zst \
+    python -m jaxllm.train --config=configs/pretrain.py:family=llama,size=3.2-1b,path=web.jsonl \
         --workdir=runs/llama_1b --config.tokenizer.path=tokenizer.json
 """
 

@@ -34,6 +34,7 @@ class Run(NamedTuple):
         model: `models.Model`.
         infos: {path: ParamInfo}.
         train, validation: sources of batches.
+        skipped: lines about input that was left out.
         loss: (params, refs, batch, key) -> Loss.
         abstract: TrainState of shapes and shardings.
         create: random key -> TrainState, sharded from birth.
@@ -48,6 +49,7 @@ class Run(NamedTuple):
     infos: dict
     train: Any
     validation: Any
+    skipped: list
     loss: Any
     abstract: Any
     create: Any
@@ -111,7 +113,7 @@ def assemble(config, workdir, devices=None):
     shape = sharding.mesh_shape(config.mesh, len(devices))
     tokenizer = open_tokenizer(config, workdir)
     c = model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
-    train, validation = open_data(config, tokenizer, workdir)
+    train, validation, skipped = open_data(config, tokenizer, workdir)
 
     mesh = sharding.make_mesh(shape, devices)
     c = for_platform(c, mesh.devices.flat[0].platform)
@@ -142,6 +144,7 @@ def assemble(config, workdir, devices=None):
         infos,
         train,
         validation,
+        skipped,
         loss,
         abstract,
         make_state,
@@ -168,14 +171,24 @@ def open_tokenizer(config, workdir):
 
 
 def open_data(config, tokenizer, workdir):
-    """Returns the (train, validation) sources, writing token shards where they are missing."""
+    """Writes token shards where they are missing, and opens them.
+
+    Returns:
+        (train source, validation source, a line for each source that skipped bad input).
+    """
     place = pathlib.Path(workdir) / "data"
-    data.prepare(config.data, tokenizer, place)
+    manifests = data.prepare(config.data, tokenizer, place)
     processes.wait("data")
-    return tuple(
+    train, validation = (
         data.open_split(config.data, tokenizer, place, split, config.seed)
         for split in ("train", "validation")
     )
+    skipped = [
+        f"data {name}: skipped " + ", ".join(f"{n:,} x {why}" for why, n in counts.items())
+        for name, counts in ((name, m["skipped"]) for name, m in manifests.items())
+        if counts
+    ]
+    return train, validation, skipped
 
 
 def abstract_batch(run, batch):
