@@ -56,3 +56,10 @@ def random_params(model, seed=0, scale=0.15):
 def key():
     """One random key for all tests."""
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory):
+    """A directory for compiled programs, shared by all test processes and thrown away later."""
+    base = tmp_path_factory.getbasetemp()
+    return str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")

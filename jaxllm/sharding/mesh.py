@@ -74,8 +74,9 @@ def check_splits(field, size, shape, axes, times=1, times_field=""):
     over = " x ".join(f"{axis}={shape[axis]}" for axis in axes)
     over += f" x {times_field}={times}" if times > 1 else ""
     nearest = " or ".join(str(n) for n in dict.fromkeys((below, above)) if n)
+    factors = {f"mesh.{axis}": shape[axis] for axis in axes} | {times_field: times}
     raise ConfigError(
         f"config.{field}={size} does not split evenly over mesh axes {over} ({ways} ways).\n"
         f"  Nearest that do: {nearest}.\n"
-        f"  Try --config.{field}={above}, or a smaller --config.mesh.{axes[-1]}."
+        f"  Try --config.{field}={above}, or a smaller --config.{max(factors, key=factors.get)}."
     )

@@ -12,6 +12,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, found or restored."""
 
 
+class MismatchError(CheckpointError):
+    """A checkpoint whole and well that holds other leaves than are wanted."""
+
+
 def flatten(tree):
     """Returns {path: leaf}.
 
@@ -65,7 +69,7 @@ def target(path, leaf):
 
 
 def compare(where, saved, wanted):
-    """Raises CheckpointError that names the leaves in which two signatures differ."""
+    """Raises MismatchError that names the leaves in which two signatures differ."""
     lines = [f"{p}: only in the checkpoint, {_words(saved[p])}" for p in saved.keys() - wanted]
     lines += [f"{p}: not in the checkpoint, {_words(wanted[p])}" for p in wanted.keys() - saved]
     lines += [
@@ -75,7 +79,7 @@ def compare(where, saved, wanted):
     ]
     if lines:
         more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        raise CheckpointError(
+        raise MismatchError(
             f"{where} does not fit this model and optimizer. Use the config it was trained with, "
             "or another work directory.\n  " + "\n  ".join(sorted(lines)[:SHOWN] + more)
         )

@@ -43,6 +43,7 @@ class Loop:
         step_fn: compiled step, (state, refs, batch) -> (state, metrics).
         log: `metrics.RunLog`.
         checkpoints: `checkpoint.Checkpoints`.
+        lock: `lock.RunLock` of the work directory.
         stop: `stop.Stop`.
         progress: Progress of the checkpoint that the run starts from.
         meta: what else every checkpoint says of itself (the tokenizer).
@@ -58,6 +59,7 @@ class Loop:
         step_fn,
         log,
         checkpoints,
+        lock,
         stop,
         progress,
         meta,
@@ -68,7 +70,8 @@ class Loop:
         peak,
     ):
         self.run, self.step_fn, self.log, self.checkpoints = run, step_fn, log, checkpoints
-        self.stop, self.progress, self.meta, self.sample = stop, progress, meta, sample
+        self.lock, self.stop, self.progress = lock, stop, progress
+        self.meta, self.sample = meta, sample
         self.profile, self.watchdog, self.flops, self.peak = profile, watchdog, flops, peak
         self.config = run.config
         self.pending = []  # (step, skipped) of steps not yet looked at
@@ -106,6 +109,7 @@ class Loop:
                 self.profile.after(step, metrics)
                 self.watchdog.beat()
                 self.checkpoints.check()
+                self.lock.check()
                 outcome = self._after_step(step, state, metrics, last)
                 if outcome:
                     return state, outcome
@@ -113,6 +117,7 @@ class Loop:
 
     def _after_step(self, step, state, metrics, last):
         """Logs, saves, validates; returns how the run ends, or None."""
+        self.log.step = step  # the summary tells where the run ended, logged or not
         stopping = self.stop.agreed(step)
         saves = due(step, self.config.checkpoint.every, last) or stopping
         saves = saves or due(step, self.config.validate.every, last)

@@ -9,8 +9,10 @@ import time
 
 import jax
 
+from jaxllm.config import ConfigError
 from jaxllm.scaling import devices, flops
-from jaxllm.training import announce, processes, setup
+from jaxllm.training import announce, hosts, processes, setup
+from jaxllm.training.arrays import MismatchError
 from jaxllm.training.checkpoint import Checkpoints
 from jaxllm.training.lock import RunLock
 from jaxllm.training.loop import Loop, Progress
@@ -48,17 +50,13 @@ def train(config, workdir, notes=(), join=("", 0, -1)):
         stop.listen()
         setup.check(config, jax.device_count())
         processes.check_same("config", setup.config_json(config))
-        if processes.is_first():
-            workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(RunLock(workdir))
-        processes.wait("work directory")
+        lock = stack.enter_context(RunLock(workdir))
         with stop.phase("prepare"):
             run = setup.assemble(config, workdir)
-        write_records(config, workdir)
-        return _train(run, workdir, stop, stack, list(notes), started)
+        return _train(run, workdir, lock, stop, stack, list(notes), started)
 
 
-def _train(run, workdir, stop, stack, notes, started):
+def _train(run, workdir, lock, stop, stack, notes, started):
     """Restores or starts, compiles, loops, and writes how it ended."""
     config, meta = run.config, {"tokenizer": run.tokenizer.fingerprint}
     checkpoints = stack.enter_context(
@@ -71,6 +69,15 @@ def _train(run, workdir, stop, stack, notes, started):
     )
     state, progress, resumed = restore_or_create(run, checkpoints)
     first = int(state.step)
+    if hosts.share("finished", lambda: is_finished(config, workdir, first)):
+        if processes.is_first():
+            print(
+                f"{workdir} is finished, at step {first:,}: nothing to do. For more give a larger "
+                f"--config.steps than {config.steps}, or another --workdir."
+            )
+        return EXIT["done"]
+    # Only now: a run that is refused leaves the records of the one before.
+    write_records(config, workdir)
     log = RunLog(
         workdir,
         flat(config.to_dict()),
@@ -97,6 +104,7 @@ def _train(run, workdir, stop, stack, notes, started):
             compiled,
             log,
             checkpoints,
+            lock,
             stop,
             progress,
             meta,
@@ -131,15 +139,31 @@ def restore_or_create(run, checkpoints):
     """Returns (state, Progress, whether a checkpoint was restored).
 
     Raises:
-        ConfigError: the checkpoint was made with another tokenizer.
+        ConfigError: the checkpoint was made with another tokenizer, model or optimizer.
     """
     step = checkpoints.latest()
     if step is None:
         return run.create(place_key(run.mesh, run.config.seed)), Progress(), False
-    state, meta = checkpoints.restore(step, run.abstract)
+    try:
+        state, meta = checkpoints.restore(step, run.abstract)
+    except MismatchError as error:
+        raise ConfigError(str(error)) from None
     check_tokenizer(run.tokenizer, meta, step)
     known = {field: meta[field] for field in vars(Progress()) if field in meta}
     return state, Progress(**known), True
+
+
+def is_finished(config, workdir, step):
+    """Whether a run has done all its steps, or stopped early by this very config, and said so."""
+    try:
+        summary = json.loads((workdir / "summary.json").read_text())
+        same = (workdir / "config.json").read_text() == setup.config_json(config)
+    except (OSError, ValueError):
+        return False
+    if summary["step"] != step:
+        return False
+    done = summary["status"] == "done" and step >= config.steps
+    return done or (summary["status"] == "early_stop" and same)
 
 
 def _emergency(checkpoints, log):
