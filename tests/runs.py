@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -142,3 +143,9 @@ def steps(workdir):
     """Committed steps on the disk."""
     found = pathlib.Path(workdir).glob("checkpoints/step_*/COMMITTED")
     return sorted(int(path.parent.name.removeprefix("step_")) for path in found)
+
+
+def edits(message):
+    """[(field, text)] of the settings that an error message says to type."""
+    found = re.findall(r"--config\.([\w.]+)=([^\s,;]+)", message)
+    return [(name, text.rstrip(".")) for name, text in found]

@@ -1,5 +1,6 @@
 """The device mesh: axes data, fsdp and tensor, in that order."""
 
+import itertools
 import math
 
 import jax
@@ -39,15 +40,24 @@ def mesh_shape(section, devices):
         shape[free[0]] = devices // fixed
     elif free or fixed != devices:
         text = " x ".join(f"{axis}={size}" for axis, size in shape.items())
-        axis = free[0] if free else max(shape, key=shape.get)
-        fix = "1 and --config.mesh.data=-1" if axis != "data" else "-1"
-        others = [a for a in MESH_AXES if a != axis and shape[a] > 1]
-        hint = f"--config.mesh.{others[0]}=1" if free and others else f"--config.mesh.{axis}={fix}"
+        edits = " and ".join(f"--config.mesh.{a}={n}" for a, n in _fit(shape, devices).items())
         raise ConfigError(
             f"config.mesh {text} does not fit {devices} devices.\n"
-            f"  The sizes must multiply to {devices}. Try {hint}."
+            f"  The sizes must multiply to {devices}. Try {edits}."
         )
     return shape
+
+
+def _fit(shape, devices):
+    """Returns the fewest {axis: size} that make a shape fit."""
+    for count in range(1, len(MESH_AXES) + 1):
+        for axes in itertools.combinations(MESH_AXES, count):
+            sizes = shape | dict.fromkeys(axes, 1)
+            if -1 not in sizes.values():
+                sizes[axes[0]] = -1
+            if devices % math.prod(size for size in sizes.values() if size != -1) == 0:
+                return {axis: sizes[axis] for axis in axes}
+    raise AssertionError("unreachable: data=-1 with 1 x 1 fits any number of devices")
 
 
 def make_mesh(shape, devices=None):
