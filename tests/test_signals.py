@@ -1,0 +1,199 @@
+"""SIGTERM and Ctrl-C in every phase: saved, out in time, and later gone on with unchanged."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import runs
+
+LEAVE_S = 10.0
+# Saves and validations last long enough to be met: some megabytes, some hundred batches of a row.
+FIELDS = {
+    "optim.kind": "adamw",
+    "schedule.lr": 0.01,
+    "model.width": 128,
+    "model.mlp_width": 1024,
+    "data.sources.main.documents": 1000,
+    "validate.every": 6,
+    "validate.batch": 1,
+    "validate.batches": 0,
+    "checkpoint.every": 4,
+    "log.every": 1,
+    "steps": 18,
+}
+
+
+class Session:
+    """One process of a run, and what has happened since it started."""
+
+    def __init__(self, workdir, fields, **how):
+        self.workdir, self.out = workdir, workdir.with_suffix(f".{time.monotonic_ns()}.log")
+        self.child = runs.start(runs.command(workdir, fields), self.out, **how)
+
+    def wait_for(self, happened, timeout_s=60):
+        """Polls happened() -> bool."""
+        end = time.monotonic() + timeout_s
+        while not happened():
+            assert self.child.poll() is None, self.out.read_text()
+            assert time.monotonic() < end, self.out.read_text()
+            time.sleep(0.001)
+
+    def signal(self, number=signal.SIGTERM):
+        """Returns (status, what was printed), within LEAVE_S."""
+        self.child.send_signal(number)
+        status = self.child.wait(timeout=LEAVE_S)
+        return status, self.out.read_text()
+
+    def said(self, text):
+        return text in self.out.read_text()
+
+
+def saving(workdir):
+    """The step of a checkpoint that is begun and not committed, or None."""
+    for path in workdir.glob("checkpoints/step_*"):
+        if path.exists() and not (path / "COMMITTED").exists():
+            return int(path.name.removeprefix("step_"))
+    return None
+
+
+@pytest.fixture
+def fields(compile_cache):
+    return {**FIELDS, "runtime.compile_cache": compile_cache}
+
+
+def test_interrupted_in_step_and_save_and_validation_and_by_ctrl_c(fields, tmp_path):
+    whole = tmp_path / "whole"
+    runs.call(runs.command(whole, fields)).check_returncode()
+    workdir = tmp_path / "cut"
+    workdir.mkdir()
+
+    def session(happened, number=signal.SIGTERM):
+        process = Session(workdir, fields)
+        with runs.ending(process.child):
+            process.wait_for(lambda: happened(process))
+            step = runs.lines(workdir)[-1]["step"] if (workdir / "metrics.jsonl").exists() else 0
+            status, out = process.signal(number)
+        summary = runs.summary(workdir)
+        # What is saved is what was done.
+        assert saving(workdir) is None and runs.steps(workdir)[-1] == summary["step"] >= step, out
+        return status, summary, out
+
+    status, summary, out = session(lambda p: (saving(workdir) or 0) > 0)
+    assert (status, summary["status"]) == (0, "stopped") and "stops after step" in out
+
+    def validating(process):
+        """A step with a validation due is saved, the next has not begun."""
+        return any(process.said(f"step {n:2}/18  loss") for n in (12, 18))
+
+    status, summary, out = session(validating)
+    assert (status, summary["status"]) == (0, "stopped"), out
+    assert "now: validate" in out or "now: save" in out
+
+    status, summary, out = session(lambda p: p.said("step 14/18"), signal.SIGINT)
+    assert (status, summary["status"]) == (130, "interrupted"), out
+
+    last = runs.call(runs.command(workdir, fields))
+    assert last.returncode == 0, last.stderr
+    assert runs.summary(workdir)["status"] == "done"
+    assert runs.metrics(workdir) == runs.metrics(whole)
+
+
+def test_interrupted_while_compiling(compile_cache, tmp_path):
+    """The compiler does not listen to signals; what was saved before is waited for."""
+    slow = {"model.layers": 64, "model.unroll": 64, "optim.kind": "muon", "runtime.grace_s": 4.0}
+    workdir = tmp_path / "run"
+    process = Session(workdir, {**slow, "runtime.compile_cache": ""})
+    with runs.ending(process.child):
+        process.wait_for(lambda: runs.steps(workdir) == [0])
+        start = time.monotonic()
+        status, out = process.signal()
+    assert status == 0 and time.monotonic() - start < 5, out
+    assert "now: compile" in out
+    summary = runs.summary(workdir)
+    assert (summary["status"], summary["step"]) == ("stopped", 0)
+    assert "compiling" in summary["error"]
+    assert runs.steps(workdir) == [0]
+
+
+def test_interrupted_while_data_are_prepared(fields, tmp_path):
+    """Nothing to save; nothing half-written is taken for data later."""
+    workdir = tmp_path / "run"
+    slow = {"data.sources.main.documents": 1_000_000, "runtime.grace_s": 4.0}
+    process = Session(workdir, {**fields, **slow})
+    with runs.ending(process.child):
+        process.wait_for(lambda: any(workdir.glob("data/*")))
+        status, out = process.signal()
+    assert status == 0, out
+    assert not runs.steps(workdir)
+    assert runs.call(runs.command(workdir, {**fields, "steps": 2})).returncode == 0
+
+
+@pytest.fixture
+def small(compile_cache):
+    always = {"runtime.compile_cache": compile_cache, "runtime.grace_s": 120.0}
+    return lambda fields=(): runs.config({**always, **dict(fields)})
+
+
+def at(step, act):
+    """For `runs.train(wrap=…)`: act() when the batch of a step is fetched."""
+
+    def change(number, batch):
+        if number == step:
+            act()
+        return batch
+
+    return runs.changing(change)
+
+
+def fail():
+    raise OSError("the disk is gone")
+
+
+def kill(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+ENDINGS = {
+    "done": ({}, None, 0),
+    "early_stop": ({"validate.patience": 1, "validate.min_gain": 9.0}, None, 0),
+    "stopped": ({"log.every": 5, "data.prefetch": 2}, kill(signal.SIGTERM), 0),
+    "interrupted": ({}, kill(signal.SIGINT), 130),
+    "failed": ({}, fail, OSError),
+}
+
+
+@pytest.mark.parametrize("status", ENDINGS)
+def test_the_summary_tells_how_the_run_ended(status, small, tmp_path):
+    fields, act, expected = ENDINGS[status]
+    wrap = at(7, act) if act else None
+    if isinstance(expected, int):
+        assert runs.train(small(fields), tmp_path, wrap=wrap) == expected
+    else:
+        with pytest.raises(expected):
+            runs.train(small(fields), tmp_path, wrap=wrap)
+    summary = runs.summary(tmp_path)
+    assert summary["status"] == status
+    step = {"done": 12, "early_stop": 8, "failed": 7}.get(status, runs.steps(tmp_path)[-1])
+    assert summary["step"] == step and (summary["total_steps"], summary["first_step"]) == (12, 1)
+    assert bool(summary["error"]) == (status == "failed")
+    assert summary["versions"]["jax"] and summary["wall_s"] > 0
+    for kind in ("train", "validation"):
+        (*_, last) = runs.lines(tmp_path, kind)
+        for name, value in last.items():
+            assert name in ("kind", "step") or summary["final"][f"{kind}/{name}"] == value
+    losses = [x["loss"] for x in runs.lines(tmp_path, "validation")]
+    assert summary["final"]["best_validation_loss"] == losses[0 if status == "early_stop" else -1]
+    assert summary["final"]["train/step"] == runs.lines(tmp_path)[-1]["step"]
+
+
+@pytest.mark.slow
+def test_killed_and_terminated_and_damaged_at_random():
+    words = [sys.executable, "-m", "benchmarks.torture"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env=runs.environment(), cwd=runs.ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
