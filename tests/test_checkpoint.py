@@ -136,6 +136,19 @@ def test_another_model_is_refused_by_the_names_of_its_leaves(opened):
     assert "c: only in the checkpoint" in text and "d: not in the checkpoint" in text
 
 
+def test_a_part_can_be_restored_alone(opened):
+    state = state_of(4)
+    opened.save(4, state, {})
+    opened.wait()
+    part = {"params": state.params}
+    restored, _ = opened.restore(4, abstract(part), partial=True)
+    assert bits(restored) == bits(part)
+    with pytest.raises(CheckpointError, match="only in the checkpoint"):
+        opened.restore(4, abstract(part))
+    with pytest.raises(CheckpointError, match="ema/w: not in the checkpoint"):
+        opened.restore(4, abstract({"ema": {"w": jnp.ones(2)}}), partial=True)
+
+
 def test_what_is_no_array_is_refused(opened):
     with pytest.raises(TypeError, match="leaf a is a float"):
         opened.save(1, {"a": 1.0}, {})

@@ -206,13 +206,14 @@ class Checkpoints:
         """
         return self._share("find the latest checkpoint", self._find_latest)
 
-    def restore(self, step, abstract_tree):
+    def restore(self, step, abstract_tree, *, partial=False):
         """Reads a checkpoint onto the devices, after checking every byte of it.
 
         Args:
             step: what was saved.
             abstract_tree: the tree wanted, with jax.ShapeDtypeStruct leaves that have a sharding;
                 any mesh and any number of processes will do.
+            partial: the checkpoint may hold more leaves, which are not read onto devices.
 
         Returns:
             (tree of jax.Array, meta).
@@ -224,7 +225,8 @@ class Checkpoints:
         step = int(step)
         wanted = arrays.flatten(abstract_tree)
         body = self._share("read the checkpoint", lambda: self._read(step))
-        arrays.compare(self._path(step), body["arrays"], arrays.signature(wanted))
+        saved = {p: s for p, s in body["arrays"].items() if p in wanted or not partial}
+        arrays.compare(self._path(step), saved, arrays.signature(wanted))
         targets = {path: arrays.target(path, leaf) for path, leaf in wanted.items()}
         empty = {path: targets.pop(path) for path, leaf in wanted.items() if 0 in leaf.shape}
         leaves = self._orbax.restore(
@@ -232,13 +234,15 @@ class Checkpoints:
             args=ocp.args.PyTreeRestore(
                 item=targets,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
+                partial_restore=partial,
             ),
         )
         # Orbax refuses arrays without elements; there is nothing of them to save.
         leaves |= {
             path: jnp.zeros(t.shape, t.dtype, device=t.sharding) for path, t in empty.items()
         }
-        self._known.add(step)
+        if not partial:
+            self._known.add(step)
         tree = jax.tree.unflatten(jax.tree.structure(abstract_tree), [leaves[p] for p in wanted])
         return tree, body["meta"]
 
