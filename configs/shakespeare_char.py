@@ -15,6 +15,7 @@ def get_config(arg=None):
     c.model.update(layers=4, width=192, heads=6, mlp_width=512)
     c.optim = dict(kind="muon", adam_lr=3e-3, weight_decay=0.1, groups=dict())
     c.schedule = dict(kind="cosine", lr=0.02, warmup_steps=50)
+    c.sharding = "zero1"
     if arg.nanogpt_cpu:  # nanoGPT's sizes for a CPU: 1.88 nats there, estimated on a few batches
         _nanogpt(c, layers=4, width=128, heads=4, length=64, batch=12, steps=2_000)
         c.validate.every = c.checkpoint.every = 500

@@ -6,7 +6,7 @@ import math
 import os
 
 # Numbers of glibc's mallopt(3) parameters.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _MOST_DEVICES = 8
 
 
@@ -19,6 +19,7 @@ def keep_freed_memory():
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_ARENA_MAX, 1)  # other arenas are made of mapped blocks
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_TOP_PAD, 64 * 2**20)

@@ -29,7 +29,8 @@ RULES = {
     # ZeRO stage 3 (Rajbhandari et al. 2020): parameters, gradients and state all split.
     "zero3": Rules({**_TENSOR, "embed": ("fsdp",)}, {**_TENSOR, "embed": ("fsdp",)}),
     # ZeRO stage 1: only the optimizer's state is split; parameters are whole on every device.
-    "zero1": Rules(_TENSOR, {**_TENSOR, "embed": ("data", "fsdp")}),
+    # Split by layer where that divides: Muon then orthogonalises whole matrices, each once.
+    "zero1": Rules(_TENSOR, {**_TENSOR, "layers": BATCH_AXES, "embed": BATCH_AXES}),
     "replicated": Rules(_TENSOR, _TENSOR),
 }
 
