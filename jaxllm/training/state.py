@@ -113,4 +113,6 @@ def born_sharded(make, tx, infos, rules, mesh):
 
 def place_key(mesh, seed):
     """A random key that lives whole on every device of the mesh."""
-    return jax.device_put(jax.random.key(seed), NamedSharding(mesh, PartitionSpec()))
+    whole = NamedSharding(mesh, PartitionSpec())
+    # Made there: a key cannot be put onto the devices of another process.
+    return jax.jit(jax.random.key, static_argnums=0, out_shardings=whole)(seed)
