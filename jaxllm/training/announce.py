@@ -16,7 +16,7 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
         run: `setup.Run`.
         compiled: the compiled step.
         notes: further lines: what was dropped, skipped or put aside.
-        resumed: step the run goes on from, or False.
+        resumed: step the run goes on from, or None.
         peak: FLOP/s of all devices, or None; `peak_how` says where the number is from.
         started: time.perf_counter() at the start of the command.
     """
@@ -41,7 +41,10 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
         ("memory", _memory_words(run, compiled)),
         ("FLOPs a token", f"{train:,.0f} (forward and backward, full attention)"),
         ("peak", f"{peak:.3g} FLOP/s, {peak_how}" if peak else f"unknown ({peak_how}): no MFU"),
-        ("steps", f"{config.steps:,}" + (f", resumed from {resumed:,}" if resumed else "")),
+        (
+            "steps",
+            f"{config.steps:,}" + (f", resumed from {resumed:,}" if resumed is not None else ""),
+        ),
         ("ready after", f"{time.perf_counter() - started:.1f} s"),
     ]
     rules = sharding.RULES[config.sharding]

@@ -8,6 +8,7 @@ import jax
 
 from jaxllm import sharding
 from jaxllm.data.prefetch import Prefetch
+from jaxllm.scaling.flops import train_flops_per_token
 from jaxllm.training.validate import validate
 
 
@@ -40,46 +41,33 @@ class Loop:
 
     Args:
         run: `setup.Run`.
-        step_fn: compiled step, (state, refs, batch) -> (state, metrics).
         log: `metrics.RunLog`.
         checkpoints: `checkpoint.Checkpoints`.
         lock: `lock.RunLock` of the work directory.
         stop: `stop.Stop`.
         progress: Progress of the checkpoint that the run starts from.
-        meta: what else every checkpoint says of itself (the tokenizer).
-        sample: (params, step) -> text, for the log; None for none.
         profile: `profile.Profile`.
         watchdog: `stop.Watchdog`.
-        peak: FLOP/s of all devices together, or None; `flops`: FLOPs a token.
     """
 
-    def __init__(
-        self,
-        run,
-        step_fn,
-        log,
-        checkpoints,
-        lock,
-        stop,
-        progress,
-        meta,
-        sample,
-        profile,
-        watchdog,
-        flops,
-        peak,
-    ):
-        self.run, self.step_fn, self.log, self.checkpoints = run, step_fn, log, checkpoints
-        self.lock, self.stop, self.progress = lock, stop, progress
-        self.meta, self.sample = meta, sample
-        self.profile, self.watchdog, self.flops, self.peak = profile, watchdog, flops, peak
+    def __init__(self, run, log, checkpoints, lock, stop, progress, profile, watchdog):
+        self.run, self.log, self.checkpoints, self.lock = run, log, checkpoints, lock
+        self.stop, self.progress = stop, progress
+        self.profile, self.watchdog = profile, watchdog
         self.config = run.config
+        self.flops = train_flops_per_token(run.model.config, run.config.data.length)
         self.pending = []  # (step, skipped) of steps not yet looked at
         self.clock, self.clock_step = time.perf_counter(), 0
         self.train_metrics, self.validation, self.speed = {}, {}, {}
 
-    def fit(self, state):
+    def fit(self, state, step_fn, peak=None, sample=None):
         """Trains from `state` to the last step, or until asked to stop.
+
+        Args:
+            state: TrainState; it is donated.
+            step_fn: compiled step, (state, refs, batch) -> (state, metrics).
+            peak: FLOP/s of all devices together, for MFU; None where it is unknown.
+            sample: (params, step) -> text, for the log; None for none.
 
         Returns:
             (state, "done" | "early_stop" | "stopped").
@@ -87,6 +75,7 @@ class Loop:
         Raises:
             NonFiniteError: config.step.skip_limit non-finite updates in a row.
         """
+        self.peak, self.sample = peak, sample
         first, last = int(state.step), self.config.steps
         outcome = self._after_save(first, state, last)  # what the last process did not come to
         if outcome or first >= last:
@@ -104,7 +93,7 @@ class Loop:
             for index, rows_of_step in batches:
                 step = index + 1  # updates done, once this one is
                 self.profile.before(step)
-                state, metrics = self.step_fn(state, {}, rows_of_step)
+                state, metrics = step_fn(state, {}, rows_of_step)
                 self.pending.append((step, metrics["skipped"]))
                 self.profile.after(step, metrics)
                 self.watchdog.beat()
@@ -127,7 +116,7 @@ class Loop:
             self._check_finite(step, metrics)
         if saves:
             with self.stop.phase("save"):
-                self.checkpoints.save(step, state, self._meta())
+                self.checkpoints.save(step, state, self.meta())
         if stopping:
             return "stopped"
         if saves:
@@ -218,8 +207,9 @@ class Loop:
             for name, value in metrics.items()
         } | named
 
-    def _meta(self):
-        return self.meta | dataclasses.asdict(self.progress)
+    def meta(self):
+        """What a checkpoint says of itself besides its arrays."""
+        return {"tokenizer": self.run.tokenizer.fingerprint} | dataclasses.asdict(self.progress)
 
     def _restart_clock(self, step):
         self.clock, self.clock_step = time.perf_counter(), step

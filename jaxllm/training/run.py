@@ -1,5 +1,6 @@
 """One run in its work directory: resume, train, and end in good order however it ends."""
 
+import concurrent.futures
 import contextlib
 import json
 import pathlib
@@ -10,7 +11,7 @@ import time
 import jax
 
 from jaxllm.config import ConfigError
-from jaxllm.scaling import devices, flops
+from jaxllm.scaling import devices
 from jaxllm.training import announce, hosts, processes, setup
 from jaxllm.training.arrays import MismatchError
 from jaxllm.training.checkpoint import Checkpoints
@@ -58,7 +59,7 @@ def train(config, workdir, notes=(), join=("", 0, -1)):
 
 def _train(run, workdir, lock, stop, stack, notes, started):
     """Restores or starts, compiles, loops, and writes how it ended."""
-    config, meta = run.config, {"tokenizer": run.tokenizer.fingerprint}
+    config = run.config
     checkpoints = stack.enter_context(
         Checkpoints(
             workdir / "checkpoints",
@@ -67,90 +68,106 @@ def _train(run, workdir, lock, stop, stack, notes, started):
             report=notes.append,
         )
     )
-    state, progress, resumed = restore_or_create(run, checkpoints)
-    first = int(state.step)
-    if hosts.share("finished", lambda: is_finished(config, workdir, first)):
+    newest = checkpoints.latest()
+    if hosts.share("finished", lambda: is_finished(config, workdir, newest)):
         if processes.is_first():
             print(
-                f"{workdir} is finished, at step {first:,}: nothing to do. For more give a larger "
+                f"{workdir} is finished, at step {newest:,}: nothing to do. For more give a larger "
                 f"--config.steps than {config.steps}, or another --workdir."
             )
         return EXIT["done"]
+    # Two compilations at once: XLA compiles one program on one core.
+    pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+    compiling = pool.submit(compile_step, run)
+    state, progress = restore_or_create(run, checkpoints, newest)
     # Only now: a run that is refused leaves the records of the one before.
     write_records(config, workdir)
     log = RunLog(
         workdir,
         flat(config.to_dict()),
         total_steps=config.steps,
-        first_step=first + 1,
+        first_step=(newest or 0) + 1,
         writer=processes.is_first(),
     )
-    status, error, loop = "failed", "", None
-    profile = Profile(workdir, config.profile.first, config.profile.steps)
-    try:
-        if not resumed:
-            checkpoints.save(0, state, meta | vars(progress))
-        emergency = _emergency(checkpoints, log)
-        with stop.phase("compile", on_deadline=emergency):
-            batch = setup.abstract_batch(run, config.data.batch)
-            compiled = run.step.lower(run.abstract, {}, batch).compile()
-        peak, how = devices.peak_flops(jax.devices()[0])
-        peak = peak and peak * (1 if how.startswith("measured") else run.mesh.size)
-        per_token = flops.train_flops_per_token(run.model.config, config.data.length)
+    profile = stack.enter_context(
+        contextlib.closing(Profile(workdir, config.profile.first, config.profile.steps))
+    )
+    watchdog = Watchdog(config.runtime.watchdog_s, path=workdir / "stacks.txt")
+    loop = Loop(run, log, checkpoints, lock, stop, progress, profile, watchdog)
+
+    def go():
+        if newest is None:
+            checkpoints.save(0, state, loop.meta())
+        with stop.phase("compile"):
+            compiled = compiling.result()
+        peak, how = peak_of(run.mesh)
         if processes.is_first():
-            print(announce.page(run, compiled, notes, resumed and first, peak, how, started))
-        loop = Loop(
-            run,
-            compiled,
-            log,
-            checkpoints,
-            lock,
-            stop,
-            progress,
-            meta,
-            make_sampler(run),
-            profile,
-            stack.enter_context(Watchdog(config.runtime.watchdog_s, path=workdir / "stacks.txt")),
-            per_token,
-            peak,
-        )
-        state, status = loop.fit(state)
-        if status == "stopped" and "SIGINT" in stop.reason:
-            status = "interrupted"
-    except KeyboardInterrupt:
-        status, error = "interrupted", "Ctrl-C"
+            print(announce.page(run, compiled, notes, newest, peak, how, started), flush=True)
+        with watchdog:
+            return loop.fit(state, compiled, peak, make_sampler(run))[1]
+
+    return EXIT[end_in_order(go, loop, stop, checkpoints, log)]
+
+
+def end_in_order(go, loop, stop, checkpoints, log):
+    """Calls go() and, however it ends, waits for the last checkpoint and writes the summary.
+
+    Returns:
+        How it ended: "done", "early_stop", "stopped" or "interrupted"; an exception goes on.
+    """
+    status, error = "failed", ""
+
+    def leave():  # another thread's, where this one does not come back in the grace time
+        checkpoints.wait()
+        log.finish("stopped", loop.final(), "gave up waiting; the newest checkpoint stands")
+
+    try:
+        with stop.phase("train", on_deadline=leave):
+            status = go()
+            if status == "stopped" and "SIGINT" in stop.reason:
+                status = "interrupted"
     except BaseException as problem:
         error = f"{type(problem).__name__}: {problem}"
         raise
     finally:
-        final = loop.final() if loop else {}
         try:
-            profile.close()
             checkpoints.close()
         except BaseException as problem:
             status, error = "failed", error or f"{type(problem).__name__}: {problem}"
             raise
         finally:
-            log.finish(status, final, error)
-    return EXIT[status]
+            log.finish(status, loop.final(), error)
+    return status
 
 
-def restore_or_create(run, checkpoints):
-    """Returns (state, Progress, whether a checkpoint was restored).
+def compile_step(run):
+    """Compiles the train step for the run's shapes and shardings."""
+    batch = setup.abstract_batch(run, run.config.data.batch)
+    return run.step.lower(run.abstract, {}, batch).compile()
+
+
+def peak_of(mesh):
+    """Returns (FLOP/s of all devices of a mesh or None, how it is known)."""
+    peak, how = devices.peak_flops(mesh.devices.flat[0])
+    whole_machine = how.startswith("measured")
+    return peak and peak * (1 if whole_machine else mesh.size), how
+
+
+def restore_or_create(run, checkpoints, step):
+    """Returns (state, Progress) of a checkpoint, or of the start where `step` is None.
 
     Raises:
         ConfigError: the checkpoint was made with another tokenizer, model or optimizer.
     """
-    step = checkpoints.latest()
     if step is None:
-        return run.create(place_key(run.mesh, run.config.seed)), Progress(), False
+        return run.create(place_key(run.mesh, run.config.seed)), Progress()
     try:
         state, meta = checkpoints.restore(step, run.abstract)
     except MismatchError as error:
         raise ConfigError(str(error)) from None
     check_tokenizer(run.tokenizer, meta, step)
     known = {field: meta[field] for field in vars(Progress()) if field in meta}
-    return state, Progress(**known), True
+    return state, Progress(**known)
 
 
 def is_finished(config, workdir, step):
@@ -164,19 +181,6 @@ def is_finished(config, workdir, step):
         return False
     done = summary["status"] == "done" and step >= config.steps
     return done or (summary["status"] == "early_stop" and same)
-
-
-def _emergency(checkpoints, log):
-    """What is done when the main thread sits in the compiler past the grace time.
-
-    The state has not moved since the checkpoint that was restored or is being written.
-    """
-
-    def leave():
-        checkpoints.wait()
-        log.finish("stopped", {}, "stopped while compiling")
-
-    return leave
 
 
 def write_records(config, workdir):
