@@ -14,6 +14,7 @@ from jaxllm import host, settings
 from jaxllm.config import ConfigError
 from jaxllm.data import DataError
 from jaxllm.tokenizers import TokenizerError
+from jaxllm.training import ranges
 from jaxllm.training.lock import LockError
 from jaxllm.training.setup import KINDS
 
@@ -57,8 +58,12 @@ def start(config):
     """Sets what must be set before a device is touched; call it as soon as there is a config.
 
     Args:
-        config: the whole ConfigDict; `config.runtime` is read.
+        config: the whole ConfigDict.
+
+    Raises:
+        ConfigError: a plain setting out of its range.
     """
+    ranges.check(config)
     host.keep_freed_memory()
     use_compile_cache(config.runtime.compile_cache)
     if config.runtime.cpu_devices:

@@ -7,6 +7,7 @@ parameters are what the config may set, so a signature is the whole list of sett
 
 import difflib
 import inspect
+import re
 
 from ml_collections import ConfigDict
 
@@ -131,7 +132,19 @@ def make(table, section, field, *context, ignore=()):
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"config.{field} (kind {section['kind']!r}): {error}") from error
+        raise ConfigError(
+            f"config.{field} (kind {section['kind']!r}): {error}{_edit(str(error), factory, field)}"
+        ) from error
+
+
+def _edit(message, factory, field):
+    """Returns "\\n  Try …" for the first option that a message names, by what it says works."""
+    for name, default in options(factory).items():
+        if re.search(rf"\b{name}=", message):
+            such_as = re.search(r"such as ([\w.+-]+?)\.?(\s|$)", message)
+            good = such_as[1] if such_as else default
+            return "" if good is NO_DEFAULT else f"\n  Try --config.{field}.{name}={good}."
+    return ""
 
 
 def _plain(value):

@@ -1,6 +1,7 @@
 """Reading a config file and the settings on the command line that go over it."""
 
 import ast
+import difflib
 import fnmatch
 import importlib.util
 import pathlib
@@ -10,6 +11,13 @@ import sys
 from ml_collections import ConfigDict
 
 from jaxllm.config import NO_DEFAULT, ConfigError, lookup, near, options
+
+# {type: (what it is called, a value)}
+EXAMPLES = {
+    bool: ("true or false", "true"),
+    int: ("a whole number", 1),
+    float: ("a number", 0.1),
+}
 
 
 def split_arguments(arguments):
@@ -179,7 +187,7 @@ def override(config, field, text):
     if name not in section:
         raise ConfigError(
             f"--config.{field}={text}: {here} has no {name!r}.{near(name, list(section))} "
-            f"Known: {', '.join(section)}."
+            f"Known: {', '.join(section)}.{_instead(parents, name, section, text)}"
         )
     if isinstance(section[name], ConfigDict):
         first = next(iter(section[name]), "…")
@@ -188,6 +196,12 @@ def override(config, field, text):
             f"--config.{field}.{first}=…"
         )
     section[name] = _parse(f"config.{field}", text, section.get_type(name), section[name])
+
+
+def _instead(parents, name, section, text):
+    """Returns "\\n  Try …" with the name that was probably meant, if one is near."""
+    close = difflib.get_close_matches(name, list(section), n=1, cutoff=0.5)
+    return f"\n  Try --config.{'.'.join([*parents, close[0]])}={text}." if close else ""
 
 
 def _parse(name, text, kind, now):
@@ -205,6 +219,6 @@ def _parse(name, text, kind, now):
             return int(text.replace("_", "")) if "e" not in text.lower() else int(value)
         return kind(text)
     except (ValueError, KeyError, SyntaxError, OverflowError):
-        allowed = "true or false" if kind is bool else f"a {kind.__name__}"
-        like = f", such as {now!r}" if now is not None else ""
-        raise ConfigError(f"--{name}={text!r} must be {allowed}{like}.") from None
+        allowed, like = EXAMPLES.get(kind, (f"a {kind.__name__}", now))
+        like = like if now is None else now
+        raise ConfigError(f"--{name}={text!r} must be {allowed}.\n  Try --{name}={like}.") from None

@@ -51,6 +51,8 @@ def fields(compile_cache):
         "step.ema": 0.5,
         "sample.tokens": 4,
         "steps": 12,
+        "checkpoint.every": 6,
+        "validate.every": 6,
     }
 
 

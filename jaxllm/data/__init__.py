@@ -6,7 +6,7 @@ from jaxllm import config as configs
 from jaxllm.config import ConfigError
 from jaxllm.data import build, shards, sources, tfds_source
 from jaxllm.data.errors import BadInput, DataError
-from jaxllm.data.mixture import Mixture
+from jaxllm.data.mixture import Mixture, quotas
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.data.sources import Document
 from jaxllm.data.windows import Source
@@ -26,6 +26,7 @@ __all__ = [
     "Mixture",
     "Prefetch",
     "Source",
+    "check",
     "open_split",
     "prepare",
     "texts",
@@ -47,6 +48,18 @@ def make_sources(config):
         name: configs.make(SOURCES, section, f"data.sources.{name}", ignore=("weight", "split"))
         for name, section in config.sources.items()
     }
+
+
+def check(config):
+    """Raises ConfigError or DataError for sources that cannot be; reads no text.
+
+    Args:
+        config: `config.data`.
+    """
+    make_sources(config)
+    for name, section in config.sources.items():
+        build.settings(config, section, name)
+    quotas({name: {"weight": 1.0, **section}["weight"] for name, section in config.sources.items()})
 
 
 def texts(config):

@@ -41,7 +41,8 @@ def settings(config, section, name):
     if mode not in SPLIT_MODES:
         raise ConfigError(
             f"config.data.sources.{name}.split={mode!r} is unknown. "
-            f"Known: {', '.join(SPLIT_MODES)}."
+            f"Known: {', '.join(SPLIT_MODES)}.\n"
+            f"  Try --config.data.sources.{name}.split={SPLIT_MODES[0]}."
         )
     return {
         "format": shards.FORMAT,

@@ -11,10 +11,24 @@ CHOICES = {
     "position": ("rope", "learned", "none"),
     "rope_scaling": ("none", "linear", "llama3"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
+    "dtype": ("float32", "bfloat16", "float16"),
     "remat": ("none", "dots", "full"),
 }
 
 UNROLL_ON_CPU = 8  # layers
+NOT_NEGATIVE = (
+    "norm_eps",
+    "rope_base",
+    "rope_local_base",
+    "rope_fraction",
+    "rope_factor",
+    "query_scale",
+    "window",
+    "global_every",
+    "attention_softcap",
+    "logit_softcap",
+    "unroll",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +159,17 @@ def _check(c, values, vocab, length):
     """Raises ConfigError for fields that contradict each other."""
     for name in ("layers", "width", "mlp_width", "heads", "kv_heads", "head_width", "vocab"):
         if getattr(c, name) < 1:
-            raise ConfigError(f"config.model.{name}={getattr(c, name)} must be at least 1.")
+            good = math.gcd(c.width, FIELDS[name]) if name == "heads" else FIELDS[name]
+            raise ConfigError(
+                f"config.model.{name}={getattr(c, name)} must be at least 1.\n"
+                f"  Try --config.model.{name}={good}."
+            )
+    for name in NOT_NEGATIVE:
+        if not 0 <= getattr(c, name) < math.inf:
+            raise ConfigError(
+                f"config.model.{name}={getattr(c, name)} must not be negative.\n"
+                f"  Try --config.model.{name}={FIELDS[name]}."
+            )
     if not values.get("head_width") and c.width % c.heads:
         nearest = max(n for n in range(1, c.heads + 1) if c.width % n == 0)
         raise ConfigError(
@@ -168,6 +192,11 @@ def _check(c, values, vocab, length):
         raise ConfigError(
             f"config.model.vocab={c.vocab} is smaller than the tokenizer's {vocab}.\n"
             f"  Try --config.model.vocab={math.ceil(vocab / 64) * 64}, or 0 for the tokenizer's."
+        )
+    if c.rope_fraction > 1:
+        raise ConfigError(
+            f"config.model.rope_fraction={c.rope_fraction} must be at most 1.\n"
+            "  Try --config.model.rope_fraction=1.0."
         )
     if c.position == "rope" and int(c.head_width * c.rope_fraction) % 2:
         raise ConfigError(

@@ -39,9 +39,9 @@ def make(model, *, z_loss=0.0, chunk=0):
         ValueError: an option out of range.
     """
     if z_loss < 0:
-        raise ValueError(f"z_loss must not be negative, got {z_loss}. Try 1e-4, or 0 for none.")
+        raise ValueError(f"z_loss={z_loss} must not be negative; 1e-4 is usual, 0 is off.")
     if chunk < 0:
-        raise ValueError(f"chunk must not be negative, got {chunk}. 0 chooses.")
+        raise ValueError(f"chunk={chunk} must not be negative; 0 chooses.")
 
     def piece_sums(params, piece):
         x_BTD, target_BT, weight_BT = piece

@@ -10,7 +10,7 @@ from jaxllm import data, models, objectives, optim, sharding, tokenizers
 from jaxllm.config import ConfigError, arguments, make
 from jaxllm.models.config import for_platform
 from jaxllm.models.families import model_config
-from jaxllm.training import processes
+from jaxllm.training import processes, ranges
 from jaxllm.training.state import born_sharded, create
 from jaxllm.training.step import StepOptions, make_evaluate, make_step
 
@@ -64,19 +64,18 @@ def check(config, devices):
         config: the ConfigDict.
         devices: number of devices.
     """
+    ranges.check(config)
     for name, (table, others) in KINDS.items():
         if name.endswith(".*"):
             for key, section in config.data.sources.items():
                 arguments(table, section, f"data.sources.{key}", ignore=others)
         else:
             arguments(table, config[name], name, ignore=others)
-    for field in ("steps", "data.batch", "data.length", "step.micro_batches", "log.every"):
-        value = _get(config, field)
-        if value < 1:
-            raise ConfigError(f"config.{field}={value} must be at least 1. Try --config.{field}=1.")
     c = model_config(config.model, vocab=1, length=config.data.length)  # tokenizer not yet known
     schedule = optim.make_schedule(config.schedule, config.steps)
     optim.make_optimizer(config.optim, schedule, models.abstract_params(c))
+    make(objectives.OBJECTIVES, config.objective, "objective", models.make(c))
+    data.check(config.data)
     shape = sharding.mesh_shape(config.mesh, devices)
     if config.sharding not in sharding.RULES:
         known = ", ".join(sharding.RULES)
@@ -89,12 +88,6 @@ def check(config, devices):
     sharding.check_splits("validate.batch", config.validate.batch, shape, sharding.BATCH_AXES)
     for name in ("heads", "mlp_width"):
         sharding.check_splits(f"model.{name}", getattr(c, name), shape, ("tensor",))
-
-
-def _get(config, field):
-    for name in field.split("."):
-        config = config[name]
-    return config
 
 
 def assemble(config, workdir, devices=None):

@@ -26,6 +26,7 @@ from jaxllm.training import hosts
 INTERRUPTED_STATUS = 130  # second Ctrl-C: what a shell gives a process killed by SIGINT
 STUCK_STATUS = 75  # the watchdog's: EX_TEMPFAIL of sysexits.h, "try again"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RESERVE_S = 3.0  # of the grace time, by default for what is done when the main thread is given up
 DOUBLE_S = 0.3  # two Ctrl-C closer than this are one, sent by the terminal and by a launcher
 POLL_S = 0.2  # how often a process looks whether another was asked to stop
 _opened = itertools.count()
@@ -39,7 +40,9 @@ class Stop:
     processes to the last write. Attributes: `requested` (bool, cheap), `reason` (text or "").
     """
 
-    def __init__(self, grace_s=10.0, reserve_s=3.0, *, on_deadline=None, report=logging.warning):
+    def __init__(
+        self, grace_s=10.0, reserve_s=RESERVE_S, *, on_deadline=None, report=logging.warning
+    ):
         """Says how long there is.
 
         Args:
