@@ -190,10 +190,11 @@ def override(config, field, text):
             f"Known: {', '.join(section)}.{_instead(parents, name, section, text)}"
         )
     if isinstance(section[name], ConfigDict):
-        first = next(iter(section[name]), "…")
+        fields = {k: v for k, v in section[name].items() if v is not None}
+        first, value = next(iter(fields.items()), ("…", "…"))
         raise ConfigError(
-            f"--config.{field}={text}: {here}.{name} is a section; set a field of it, such as "
-            f"--config.{field}.{first}=…"
+            f"--config.{field}={text}: {here}.{name} is a section of {', '.join(section[name])}.\n"
+            f"  Try a field of it, such as --config.{field}.{first}={value}."
         )
     section[name] = _parse(f"config.{field}", text, section.get_type(name), section[name])
 
