@@ -121,8 +121,8 @@ def test_a_changed_kind_drops_what_it_does_not_take_and_says_so():
     "text, wanted",
     [
         ("steps=1_000", 1000), ("steps=1e3", 1000), ("schedule.lr=3", 3.0),
-        ("model.tied=true", True),        ("model.tied=0", False), ("model.window=8", 8), ("sample.prompt=a=b, c", "a=b, c"),
-        ("model.dropout=0.25", 0.25),
+        ("model.tied=true", True), ("model.tied=0", False), ("model.window=8", 8),
+        ("sample.prompt=a=b, c", "a=b, c"), ("model.dropout=0.25", 0.25),
     ],
 )  # fmt: skip
 def test_texts_become_values_of_the_type_of_the_field(text, wanted):

@@ -1,0 +1,46 @@
+"""Every file in configs/ runs with :smoke, and stays short."""
+
+import pytest
+
+from tests import runs
+
+FOLDER = runs.ROOT / "configs"
+FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
+# Arguments of a config that change what it is made of.
+ARGUMENTS = {
+    "shakespeare_char": ["", "nanogpt_cpu", "nanogpt_gpu"],
+    "pretrain": ["", "family=gemma3,size=1b"],
+}
+LAST = [(name, ARGUMENTS.get(name, [""])[-1]) for name in FILES] + [("shakespeare_char", "")]
+CASES = [(name, argument) for name in FILES for argument in ARGUMENTS.get(name, [""])]
+
+
+@pytest.mark.parametrize("name, argument", LAST)
+def test_every_config_runs_with_smoke(name, argument, compile_cache, tmp_path):
+    arg = ",".join(filter(None, [argument, "smoke"]))
+    config = runs.settings.load(
+        f"configs/{name}.py:{arg}", [("runtime.compile_cache", compile_cache)], runs.setup.KINDS
+    )[0]
+    assert runs.train(config, tmp_path) == 0
+    summary = runs.summary(tmp_path)
+    assert summary["status"] == "done" and summary["step"] == config.steps <= 5
+    assert 3 < summary["final"]["validation/loss"] < 7
+    assert list(tmp_path.glob("samples/*.txt"))
+
+
+@pytest.mark.parametrize("name, argument", CASES)
+def test_the_full_size_of_every_config_is_a_good_one(name, argument, tmp_path):
+    """Checked whole but for the files that the user names."""
+    paths = []
+    if name in ("text", "pretrain"):
+        text = tmp_path / "text.jsonl"
+        text.write_text('{"text": "a"}\n')
+        paths = [("data.sources.main.path", str(text)), ("data.sources.main.kind", "jsonl")]
+    config, _ = runs.settings.load(f"configs/{name}.py:{argument}", paths, runs.setup.KINDS)
+    runs.setup.check(config, 8)
+
+
+@pytest.mark.parametrize("name", [*FILES, "base"])
+def test_a_config_is_short(name):
+    lines = len((FOLDER / f"{name}.py").read_text().splitlines())
+    assert lines <= (110 if name == "base" else 45)
