@@ -161,7 +161,7 @@ def kill(number):
 ENDINGS = {
     "done": ({}, None, 0),
     "early_stop": ({"validate.patience": 1, "validate.min_gain": 9.0}, None, 0),
-    "stopped": ({"log.every": 5, "data.prefetch": 2}, kill(signal.SIGTERM), 0),
+    "stopped": ({"log.every": 9, "validate.every": 4}, kill(signal.SIGTERM), 0),
     "interrupted": ({}, kill(signal.SIGINT), 130),
     "failed": ({}, fail, OSError),
 }
@@ -170,7 +170,7 @@ ENDINGS = {
 @pytest.mark.parametrize("status", ENDINGS)
 def test_the_summary_tells_how_the_run_ended(status, small, tmp_path):
     fields, act, expected = ENDINGS[status]
-    wrap = at(7, act) if act else None
+    wrap = at(7, act) if act else None  # fetched ahead, so that a signal comes after step 4
     if isinstance(expected, int):
         assert runs.train(small(fields), tmp_path, wrap=wrap) == expected
     else:
