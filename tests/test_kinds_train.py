@@ -8,7 +8,7 @@ from jaxllm.training import equalities, setup
 from jaxllm.training.state import place_key
 from jaxllm.training.validate import validate
 
-STEPS = 250
+STEPS = 500
 BIGRAM = 2.4858  # nats a character on this validation split (Witten-Bell)
 RATES = {
     "adamw": 3e-3,
