@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxllm import host
 from tests import runs
 
 FOLDER = runs.ROOT / "configs"
@@ -37,7 +38,7 @@ def test_the_full_size_of_every_config_is_a_good_one(name, argument, tmp_path):
         text.write_text('{"text": "a"}\n')
         paths = [("data.sources.main.path", str(text)), ("data.sources.main.kind", "jsonl")]
     config, _ = runs.settings.load(f"configs/{name}.py:{argument}", paths, runs.setup.KINDS)
-    runs.setup.check(config, 8)
+    runs.setup.check(config, host.useful_devices(config))
 
 
 @pytest.mark.parametrize("name", [*FILES, "base"])
