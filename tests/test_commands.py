@@ -72,6 +72,7 @@ WRONG = [
     ("sample", ["extra"], "Unknown argument 'extra'", "--help"),
     ("sample", ["--config.mesh.fdsp=2"], "has no 'fdsp'", "--config.mesh.fsdp=2"),
     ("train", ["--wrkdir=x"], "Unknown command line flag 'wrkdir'", "Did you mean: workdir"),
+    ("train", ["--workdir=gs://bucket/a"], "not in an object store (gs)", "--workdir=/mnt/runs/a"),
     ("train", ["--config=configs/shakespear.py"], "no such file", "shakespeare_char.py"),
 ]
 

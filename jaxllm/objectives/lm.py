@@ -20,6 +20,29 @@ def pieces(batch, length, vocab, chunk):
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fits)
 
 
+def add_pieces(function, params, row, n):
+    """Returns the sum of function(params, piece) over `n` pieces of `row`.
+
+    Args:
+        function: (params, arrays [B, T / n, ...]) -> tree of scalars.
+        row: arrays [B, T, ...], cut along T, so that rows stay on their devices.
+        n: pieces; more than one are computed one after another, and again in the backward pass.
+    """
+    if n == 1:
+        return function(params, row)
+    cut = jax.tree.map(
+        lambda a: jnp.moveaxis(a.reshape(a.shape[0], n, -1, *a.shape[2:]), 1, 0), row
+    )
+    one = jax.checkpoint(function)
+
+    def add(sums, piece):
+        return jax.tree.map(jnp.add, sums, one(params, piece)), None
+
+    like = jax.eval_shape(function, params, [a[0] for a in cut])
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    return jax.lax.scan(add, zeros, cut)[0]
+
+
 def make(model, *, z_loss=0.0, chunk=0):
     """Makes the language-modelling loss: mean negative log-likelihood of the targets.
 
@@ -63,24 +86,8 @@ def make(model, *, z_loss=0.0, chunk=0):
     def loss(params, refs, batch, key=None):
         del refs  # nothing frozen takes part
         x_BTD = model.hidden(params, batch, key)
-        B, T, _ = x_BTD.shape
-        row = (x_BTD, batch["targets"], batch["weight"])
-        n = pieces(B, T, model.config.vocab, chunk)
-        if n == 1:
-            sums = piece_sums(params, row)
-        else:
-            # [B, T, …] -> [n, B, T / n, …]: cut along T, so that rows stay on their devices.
-            cut = jax.tree.map(
-                lambda a: jnp.moveaxis(a.reshape(B, n, T // n, *a.shape[2:]), 1, 0), row
-            )
-            one = jax.checkpoint(piece_sums)
-
-            def add(sums, piece):
-                return jax.tree.map(jnp.add, sums, one(params, piece)), None
-
-            like = jax.eval_shape(piece_sums, params, [a[0] for a in cut])
-            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-            sums, _ = jax.lax.scan(add, zeros, cut)
+        n = pieces(*x_BTD.shape[:2], model.config.vocab, chunk)
+        sums = add_pieces(piece_sums, params, (x_BTD, batch["targets"], batch["weight"]), n)
         total = sums["loss"] + sums.get("z_loss", 0.0)
         return Loss(total, jnp.sum(batch["weight"]), sums)
 

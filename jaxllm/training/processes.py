@@ -59,12 +59,6 @@ def is_first():
     return jax.process_index() == 0
 
 
-def wait(name):
-    """Waits for every process to come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 def check_same(what, text):
     """Raises ConfigError unless every process has the same text.
 

@@ -44,7 +44,7 @@ def train(config, workdir, notes=(), join=("", 0, -1)):
         ConfigError: before any training, for what cannot work.
     """
     started = time.perf_counter()
-    workdir = pathlib.Path(workdir)
+    workdir = local(workdir)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop(grace_s=config.runtime.grace_s))
         processes.join(*join)
@@ -55,6 +55,22 @@ def train(config, workdir, notes=(), join=("", 0, -1)):
         with stop.phase("prepare"):
             run = setup.assemble(config, workdir)
         return _train(run, workdir, lock, stop, stack, list(notes), started)
+
+
+def local(workdir):
+    """Returns the work directory as a path.
+
+    Raises:
+        ConfigError: it names an object store, whose files cannot be appended to or memory-mapped.
+    """
+    scheme, found, rest = str(workdir).partition("://")
+    if found:
+        raise ConfigError(
+            f"--workdir={workdir} must be on a file system that every host sees, not in an object "
+            f"store ({scheme}).\n  Mount the bucket on every host, for example with gcsfuse on "
+            f"/mnt/runs, and try --workdir=/mnt/runs/{rest.partition('/')[2] or 'NAME'}."
+        )
+    return pathlib.Path(workdir)
 
 
 def _train(run, workdir, lock, stop, stack, notes, started):

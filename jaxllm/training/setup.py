@@ -10,9 +10,11 @@ from jaxllm import data, models, objectives, optim, sharding, tokenizers
 from jaxllm.config import ConfigError, arguments, make
 from jaxllm.models.config import for_platform
 from jaxllm.models.families import model_config
-from jaxllm.training import processes, ranges
+from jaxllm.training import hosts, processes, ranges
 from jaxllm.training.state import born_sharded, create
 from jaxllm.training.step import StepOptions, make_evaluate, make_step
+
+PREPARE_S = 24 * 3600  # the other processes wait so long for process 0 to prepare the data
 
 # Sections with a `kind`: (table of factories, fields of the section that are not the factory's).
 KINDS = {
@@ -149,9 +151,12 @@ def assemble(config, workdir, devices=None):
 def open_tokenizer(config, workdir):
     """Loads the run's tokenizer, or makes and stores it; process 0 does the making."""
     place = pathlib.Path(workdir) / "tokenizer"
-    if processes.is_first() and not place.exists():
-        tokenizers.make(config.tokenizer, data.texts(config.data)).save(place)
-    processes.wait("tokenizer")
+
+    def write():
+        if not place.exists():
+            tokenizers.make(config.tokenizer, data.texts(config.data)).save(place)
+
+    hosts.share("tokenizer", write, PREPARE_S)
     tokenizer = tokenizers.load(place)
     asked = config.tokenizer.kind
     if tokenizer.kind != asked:
@@ -164,14 +169,19 @@ def open_tokenizer(config, workdir):
 
 
 def open_data(config, tokenizer, workdir):
-    """Writes token shards where they are missing, and opens them.
+    """Writes token shards where they are missing, process 0 first, and opens them.
 
     Returns:
         (train source, validation source, a line for each source that skipped bad input).
     """
     place = pathlib.Path(workdir) / "data"
-    manifests = data.prepare(config.data, tokenizer, place)
-    processes.wait("data")
+
+    def prepare():
+        return data.prepare(config.data, tokenizer, place)
+
+    if hosts.count() > 1:  # on a shared disk the others then find what process 0 wrote
+        hosts.share("token shards", lambda: bool(prepare()), PREPARE_S)
+    manifests = prepare()
     train, validation = (
         data.open_split(config.data, tokenizer, place, split, config.seed)
         for split in ("train", "validation")
