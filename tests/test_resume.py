@@ -141,6 +141,18 @@ def test_a_damaged_newest_checkpoint_costs_a_few_steps_and_nothing_else(small, t
     assert runs.metrics(cut) == runs.metrics(tmp_path / "whole")
 
 
+def test_a_setting_that_changed_is_told(small, tmp_path, capsys):
+    runs.train(small(), tmp_path, wrap=stop_at(3))
+    capsys.readouterr()
+    runs.train(small(), tmp_path, wrap=stop_at(4))
+    assert " was " not in capsys.readouterr().out
+    batch = small().data.batch
+    assert runs.train(small({"data.batch": 2 * batch, "step.clip": 0.5}), tmp_path) == 0
+    out = capsys.readouterr().out
+    assert f"config.data.batch was {batch} in this run, and is {2 * batch} from here on" in out
+    assert "config.step.clip was 1.0" in out and out.count(" was ") == 2
+
+
 def test_all_checkpoints_damaged_starts_anew(small, tmp_path):
     config, cut = small(), tmp_path / "cut"
     runs.train(config, tmp_path / "whole")

@@ -96,6 +96,7 @@ def _train(run, workdir, lock, stop, stack, notes, started):
     pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     compiling = pool.submit(compile_step, run)
     state, progress = restore_or_create(run, checkpoints, newest)
+    notes += changes(config, workdir)
     # Only now: a run that is refused leaves the records of the one before.
     write_records(config, workdir)
     log = RunLog(
@@ -197,6 +198,20 @@ def is_finished(config, workdir, step):
         return False
     done = summary["status"] == "done" and step >= config.steps
     return done or (summary["status"] == "early_stop" and same)
+
+
+def changes(config, workdir):
+    """Returns a line for each setting that differs from those the run had when it last started."""
+    try:
+        before = flat(json.loads((workdir / "config.json").read_text()))
+    except (OSError, ValueError):
+        return []
+    now = flat(json.loads(setup.config_json(config)))
+    return [
+        f"config.{name} was {before.get(name)} in this run, and is {now.get(name)} from here on"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
 
 
 def write_records(config, workdir):
