@@ -40,8 +40,9 @@ def place_nowhere(x, *axes):
     return x
 
 
+@functools.lru_cache
 def _abstract_module(c):
-    """The module with shapes in place of arrays."""
+    """The module with shapes in place of arrays; only ever read."""
     return nnx.eval_shape(lambda: Transformer(c, rngs=nnx.Rngs(params=0)))
 
 
