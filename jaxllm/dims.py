@@ -45,3 +45,8 @@ class ParamInfo(NamedTuple):
     dtype: Any
     axes: tuple[str, ...]
     inputs: tuple[str, ...] = ()
+
+    @property
+    def multiplies(self):
+        """Whether it is a matrix that activations are multiplied by: hidden, or the head."""
+        return bool(self.inputs) or (len(self.axes) == 2 and self.axes[1] == "vocab")

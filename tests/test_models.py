@@ -145,11 +145,12 @@ def test_first_loss_is_that_of_a_uniform_guess(key):
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(key, remat):
     batch = ragged_batch()
+    keys = jax.random.split(key, len(batch["tokens"]))
 
     def grads(remat):
         model = models.make(tiny_config(remat=remat, dropout=0.2))
         params = random_params(model)
-        return jax.jit(jax.grad(lambda p: jnp.square(model.apply(p, batch, key)).sum()))(params)
+        return jax.jit(jax.grad(lambda p: jnp.square(model.apply(p, batch, keys)).sum()))(params)
 
     for a, b in zip(*(jax.tree.leaves(grads(r)) for r in ("none", remat)), strict=True):
         assert np.abs(a).max() > 1e-3
@@ -173,9 +174,10 @@ def test_attention_kernels_agree(key, window):
 def test_dropout_drops_its_share_and_keeps_the_mean(key):
     from jaxllm.models.layers import dropout
 
-    y = dropout(jnp.ones(100_000), 0.2, key)
+    y = dropout(jnp.ones((4, 25_000)), 0.2, jax.random.split(key, 4))
     assert abs(float((y == 0).mean()) - 0.2) < 0.01
     assert abs(float(y.mean()) - 1) < 0.01
+    assert not np.array_equal(y[0], y[1])
 
 
 def test_llama3_rope_keeps_short_and_stretches_long_wavelengths():

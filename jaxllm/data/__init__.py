@@ -9,7 +9,7 @@ from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture, quotas
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.data.sources import Document
-from jaxllm.data.windows import Source
+from jaxllm.data.windows import Source, empty_batch
 
 SOURCES = {
     "shakespeare": sources.shakespeare,
@@ -27,6 +27,7 @@ __all__ = [
     "Prefetch",
     "Source",
     "check",
+    "empty_batch",
     "open_split",
     "prepare",
     "texts",

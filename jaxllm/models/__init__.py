@@ -3,6 +3,7 @@
 `make(config)` splits the module once; nothing above this package sees a module.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +11,9 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
+from jaxllm import trees
 from jaxllm.dims import ParamInfo
+from jaxllm.models import attention, config
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.transformer import Transformer
 
@@ -21,14 +24,17 @@ class Model(NamedTuple):
     Attributes:
         config: what it is made of.
         init: key -> params, nested dicts of float32 arrays.
-        hidden: (params, batch, key=None) -> final hidden states [B, T, D].
+        whole: params -> params, those outside the layers whole over the devices that share
+            rows; what the others below take.
+        hidden: (params, batch, key=None) -> final hidden states [B, T, D]; key: one a row.
         logits: (params, x [..., D]) -> float32 logits [..., V].
-        apply: (params, batch, key=None) -> float32 logits [B, T, V].
+        apply: (params, batch, key=None) -> float32 logits [B, T, V]; gathers by itself.
         extend: (params, batch, cache) -> (logits [B, T, V], cache), for decoding.
     """
 
     config: ModelConfig
     init: Callable
+    whole: Callable
     hidden: Callable
     logits: Callable
     apply: Callable
@@ -46,12 +52,33 @@ def _abstract_module(c):
     return nnx.eval_shape(lambda: Transformer(c, rngs=nnx.Rngs(params=0)))
 
 
-def make(c, shard=place_nowhere):
+def for_platform(c, platform, length):
+    """Returns the config with what is left to the backend filled in.
+
+    Args:
+        c: resolved configuration.
+        platform: "cpu", "gpu" or "tpu"; "" checks what can be checked without.
+        length: tokens in a row.
+
+    Raises:
+        ConfigError: a kernel that does not run there.
+    """
+    kernel = attention.choose(c, length, platform)
+    return dataclasses.replace(config.for_platform(c, platform), attention=kernel)
+
+
+def is_whole(path, x):
+    """Leaves a parameter as it is; the default where none is gathered by hand."""
+    return x
+
+
+def make(c, shard=place_nowhere, gather=is_whole):
     """Returns the `Model` of a ModelConfig.
 
     Args:
         c: resolved configuration.
         shard: function (x, *logical axes) -> x that places an activation on the mesh.
+        gather: function (path, parameter) -> parameter, whole over the devices that share rows.
     """
     graph, state, rest = nnx.split(_abstract_module(c), nnx.Param, ...)
 
@@ -63,20 +90,28 @@ def make(c, shard=place_nowhere):
     def init(key):
         return nnx.to_pure_dict(nnx.state(Transformer(c, rngs=nnx.Rngs(params=key)), nnx.Param))
 
+    def whole(params):
+        def one(path, x):
+            return x if path.startswith("layers/") else gather(path, x)
+
+        return trees.map_with_path(one, params)
+
     def hidden(params, batch, key=None):
-        return module(params).hidden(batch, shard, key)[0]
+        return module(params).hidden(batch, shard, gather, key)[0]
 
     def logits(params, x):
         return module(params).logits(x)
 
     def apply(params, batch, key=None):
+        params = whole(params)
         return logits(params, hidden(params, batch, key))
 
     def extend(params, batch, cache):
-        x_BTD, cache = module(params).hidden(batch, shard, cache=cache)
+        params = whole(params)
+        x_BTD, cache = module(params).hidden(batch, shard, gather, cache=cache)
         return logits(params, x_BTD), cache
 
-    return Model(c, init, hidden, logits, apply, extend)
+    return Model(c, init, whole, hidden, logits, apply, extend)
 
 
 @functools.lru_cache

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import ConfigError
-from jaxllm.models.layers import Norm, Projection, rotate, softcap
+from jaxllm.models.layers import Norm, Projection, rotate, rotate_by_product, softcap
+from jaxllm.models.splash import splash, why_not
 
 
 class Rows(NamedTuple):
@@ -93,24 +94,36 @@ def xla(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap):
     )
 
 
-ATTENTION = {"reference": reference, "xla": xla}
+ATTENTION = {"reference": reference, "xla": xla, "splash": splash}
 
 
-def choose(name, cap):
+def choose(c, length, platform):
     """Returns the name of the kernel that `config.model.attention` stands for.
+
+    Args:
+        c: the model's configuration.
+        length: tokens in a row.
+        platform: "cpu", "gpu" or "tpu", or "" where it is not yet known.
 
     Raises:
         ConfigError: unknown kernel, or one that lacks what the model needs.
     """
+    name, lacks = c.attention, why_not(c, length)
     if name == "auto":
-        return "reference"
+        return "splash" if platform == "tpu" and not lacks else "reference"
     if name not in ATTENTION:
         raise ConfigError(
             f"config.model.attention={name!r} is unknown. Known: auto, {', '.join(ATTENTION)}.\n"
             "  Try --config.model.attention=auto."
         )
-    if name == "xla" and cap:
-        xla(None, None, None, None, scale=1.0, window=0, cap=cap)
+    if name == "xla" and c.attention_softcap:
+        xla(None, None, None, None, scale=1.0, window=0, cap=c.attention_softcap)
+    if name == "splash" and platform not in ("tpu", ""):
+        lacks = f"it runs on a TPU and this is a {platform}"
+    if name == "splash" and lacks:
+        raise ConfigError(
+            f"config.model.attention='splash': {lacks}.\n  Try --config.model.attention=auto."
+        )
     return name
 
 
@@ -119,7 +132,7 @@ class Attention(nnx.Module):
 
     def __init__(self, c, *, rngs):
         sizes = {"D": c.width, "N": c.heads, "K": c.kv_heads, "H": c.head_width}
-        keywords = dict(dtype=c.dtype, rngs=rngs)
+        keywords = dict(c=c, rngs=rngs)
         self.q = Projection("BTD,DNH->BTNH", sizes, bias=c.qkv_bias, **keywords)
         self.k = Projection("BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
         self.v = Projection("BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
@@ -128,9 +141,11 @@ class Attention(nnx.Module):
         self.o = Projection("BTNH,NHD->BTD", sizes, bias=c.out_bias, std=std, **keywords)
         self.q_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
         self.k_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
+        self.rotate = rotate_by_product if c.products == "direct" else rotate
         self.window = c.window
         self.scale, self.cap = c.query_scale, c.attention_softcap
-        self.kernel = choose(c.attention, c.attention_softcap)
+        # Not yet chosen where a model is made for no mesh, so for no platform.
+        self.kernel = "reference" if c.attention == "auto" else c.attention
 
     def __call__(self, x_BTD, angles, rows, shard, *, windowed=False, cache=None):
         """Attends.
@@ -150,7 +165,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None:
             q_BTNH, k_BSKH = self.q_norm(q_BTNH), self.k_norm(k_BSKH)
         if angles is not None:
-            q_BTNH, k_BSKH = rotate(q_BTNH, angles), rotate(k_BSKH, angles)
+            q_BTNH, k_BSKH = self.rotate(q_BTNH, angles), self.rotate(k_BSKH, angles)
         q_BTNH = shard(q_BTNH, "batch", "length", "heads", "head")
         k_BSKH = shard(k_BSKH, "batch", "length", "kv_heads", "head")
         v_BSKH = shard(v_BSKH, "batch", "length", "kv_heads", "head")
@@ -161,5 +176,7 @@ class Attention(nnx.Module):
             cache = {"k": k_BSKH, "v": v_BSKH}
         window = self.window if windowed else 0
         options = dict(scale=self.scale, window=window, cap=self.cap)
-        y_BTNH = ATTENTION[self.kernel](q_BTNH, k_BSKH, v_BSKH, rows, **options)
+        # Kernels are for whole rows; a few queries over a cache are cheap as they are.
+        kernel = ATTENTION[self.kernel] if cache is None else reference
+        y_BTNH = kernel(q_BTNH, k_BSKH, v_BSKH, rows, **options)
         return self.o(shard(y_BTNH, "batch", "length", "heads", "head")), cache

@@ -13,6 +13,7 @@ CHOICES = {
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
     "dtype": ("float32", "bfloat16", "float16"),
     "remat": ("none", "dots", "full"),
+    "products": ("auto", "flat", "direct"),
 }
 
 UNROLL_ON_CPU = 8  # layers
@@ -84,6 +85,7 @@ class ModelConfig:
     attention: str = "auto"  # kernel; a key of models.attention.ATTENTION
     remat: str = "none"  # what the backward pass recomputes: none, dots (all but dots), full
     unroll: int = 0  # layers an iteration of the layer scan; 0: all of up to 8 on a CPU, else 1
+    products: str = "auto"  # flat: of two plain matrices, as a CPU has it; direct; auto
     dtype: str = "float32"  # of the computation; parameters are stored in float32
 
     @property
@@ -144,15 +146,16 @@ def resolve(values, *, vocab, length):
 
 
 def for_platform(c, platform):
-    """Returns the config with what is left to the backend filled in.
+    """Returns the config with what is left to the backend filled in, but for the attention.
 
     XLA's CPU backend copies the stacked residuals of a scan; without one a step takes two thirds of
-    the time. Deep models stay scanned, since compile time grows with what is unrolled.
+    the time. Deep models stay scanned, since compile time grows with what is unrolled. What is best
+    for products, `layers.flat_product` says.
     """
-    if c.unroll:
-        return c
     short = platform == "cpu" and c.layers <= UNROLL_ON_CPU
-    return dataclasses.replace(c, unroll=c.layers if short else 1)
+    unroll = c.unroll or (c.layers if short else 1)
+    products = {"auto": "flat" if platform == "cpu" else "direct"}.get(c.products, c.products)
+    return dataclasses.replace(c, unroll=unroll, products=products)
 
 
 def _check(c, values, vocab, length):

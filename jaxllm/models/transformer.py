@@ -15,6 +15,7 @@ from jaxllm.models.layers import (
     make_param,
     rope_angles,
     softcap,
+    split_keys,
 )
 
 # What the backward pass may keep; the rest it computes again.
@@ -33,7 +34,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, c, *, rngs):
         sizes = {"D": c.width, "F": c.mlp_width}
-        keywords = dict(bias=c.mlp_bias, dtype=c.dtype, rngs=rngs)
+        keywords = dict(bias=c.mlp_bias, c=c, rngs=rngs)
         self.gate = Projection("BTD,DF->BTF", sizes, **keywords) if c.gated else None
         self.up = Projection("BTD,DF->BTF", sizes, **keywords)
         std = (c.mlp_width * 2 * c.layers) ** -0.5
@@ -55,12 +56,14 @@ class Context(NamedTuple):
         angles: {windowed: (cos, sin)}, or {False: None, True: None} without rotary positions.
         at: index in the cache of the first query, or None.
         shard: function (x, *logical axes) -> x.
+        gather: function (path, parameter) -> parameter, whole over the devices that share rows.
     """
 
     rows: Rows
     angles: dict
     at: Any
     shard: Any
+    gather: Any
 
 
 class Block(nnx.Module):
@@ -77,7 +80,7 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD, context, *, windowed, key, cache):
         """Returns (x of the next layer, cache or None)."""
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = split_keys(key, 2)
 
         def attend(y_BTD):
             held = None if cache is None else {**cache, "at": context.at}
@@ -129,26 +132,27 @@ class Transformer(nnx.Module):
         keys = jax.random.split(rngs.params(), c.layers)
         self.layers = nnx.vmap(lambda key: Block(c, rngs=nnx.Rngs(params=key)))(keys)
         self.final_norm = None if c.norm_place == "post" else Norm(c, c.width, "D", rngs=rngs)
-        sizes, options = {"D": c.width, "V": c.vocab}, dict(std=std, hidden=False, dtype=c.dtype)
+        sizes, options = {"D": c.width, "V": c.vocab}, dict(std=std, hidden=False, c=c)
         self.head = (
             None
             if c.tied
             else Projection("BTD,DV->BTV", sizes, bias=c.head_bias, rngs=rngs, **options)
         )
 
-    def hidden(self, batch, shard, key=None, cache=None):
-        """Runs everything but the head.
+    def hidden(self, batch, shard, gather, key=None, cache=None):
+        """Runs everything but the head, whose and whose table's weights are given whole.
 
         Args:
             batch: {"tokens", "position", "segment": int32[B, T]}.
             shard: function (x, *logical axes) -> x.
-            key: dropout key, or None for no dropout.
+            gather: function (path, parameter) -> parameter, for the parameters of one layer.
+            key: one dropout key a row [B], or None for no dropout.
             cache: None, or what `cache.make` returns.
 
         Returns:
             (final hidden state [B, T, D], cache with the new keys and values, or None).
         """
-        c, keys = self.c, (None, None) if key is None else jax.random.split(key)
+        c, keys = self.c, split_keys(key, 2)
         # Gathered whole over fsdp first: rows, not parts of their width, are looked up.
         table_VD = shard(self.embed[...], "vocab", "embed")
         x_BTD = jnp.take(table_VD, batch["tokens"], axis=0).astype(c.dtype)
@@ -157,7 +161,7 @@ class Transformer(nnx.Module):
         if self.position is not None:
             x_BTD = x_BTD + jnp.take(self.position[...], batch["position"], axis=0).astype(c.dtype)
         x_BTD = dropout(shard(x_BTD, "batch", "length", "embed"), c.dropout, keys[0])
-        context, cache = self._context(batch, shard, cache)
+        context, cache = self._context(batch, shard, gather, cache)
         x_BTD, cache = self._run_layers(x_BTD, context, keys[1], cache)
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD), cache
 
@@ -171,7 +175,7 @@ class Transformer(nnx.Module):
         z = z.astype(jnp.float32)
         return softcap(z, c.logit_softcap) if c.logit_softcap else z
 
-    def _context(self, batch, shard, cache):
+    def _context(self, batch, shard, gather, cache):
         """Gathers what all layers share, and the cache's part that is stacked by layer."""
         c, T = self.c, batch["tokens"].shape[1]
         angles = {False: None, True: None}
@@ -182,14 +186,15 @@ class Transformer(nnx.Module):
         index_T = jnp.arange(T, dtype=jnp.int32)[None]
         if cache is None:
             rows = Rows(index_T, index_T, batch["segment"], batch["segment"])
-            return Context(rows, angles, None, shard), None
+            return Context(rows, angles, None, shard, gather), None
         at = cache["at"]
         segment_BS = jax.lax.dynamic_update_slice_in_dim(
             cache["segment"], batch["segment"], at, axis=1
         )
         key_S = jnp.arange(segment_BS.shape[1], dtype=jnp.int32)[None]
         rows = Rows(index_T + at, key_S, batch["segment"], segment_BS)
-        return Context(rows, angles, at, shard), {**cache, "segment": segment_BS, "at": at + T}
+        cache = {**cache, "segment": segment_BS, "at": at + T}
+        return Context(rows, angles, at, shard, gather), cache
 
     def _run_layers(self, x_BTD, context, key, cache):
         """Scans the stacked layers, `period` at a time, so that what differs is static."""
@@ -197,12 +202,18 @@ class Transformer(nnx.Module):
         graph, stacked = nnx.split(self.layers)
         per_layer = {"weights": stacked}
         if key is not None:
-            per_layer["key"] = jax.random.split(key, c.layers)
+            per_layer["key"] = split_keys(key, c.layers)
         if cache is not None:
             per_layer["cache"] = {"k": cache["k"], "v": cache["v"]}
 
         def one(x_BTD, layer, windowed):
-            block = nnx.merge(graph, layer["weights"])
+            weights = nnx.map_state(
+                lambda path, variable: variable.replace(
+                    context.gather("layers/" + "/".join(map(str, path)), variable[...])
+                ),
+                layer["weights"],
+            )
+            block = nnx.merge(graph, weights)
             held, dropped = layer.get("cache"), layer.get("key")
             x_BTD, new = block(x_BTD, context, windowed=windowed, key=dropped, cache=held)
             return context.shard(x_BTD, "batch", "length", "embed"), new

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxllm.objectives.base import Loss
 
-# Logits held at once when `chunk` is 0: 2^24 float32 numbers are 64 MiB over the whole mesh.
+# Logits held at once when `chunk` is 0: 2^24 float32 numbers are 64 MiB a device.
 LOGITS_AT_ONCE = 2**24
 
 
@@ -54,7 +54,8 @@ def make(model, *, z_loss=0.0, chunk=0):
             the whole length are computed again in the backward pass.
 
     Returns:
-        loss(params, refs, batch, key) -> Loss in nats, counted in tokens. `batch` holds
+        loss(params, refs, batch, key) -> Loss in nats, counted in tokens. `key` is None or one a
+        row [B], for dropout. `batch` holds
         tokens, targets, position, segment: int32[B, T], weight: float32[B, T].
         Sums: loss (without the z-loss), accuracy, z_loss where it is on.
 
@@ -85,6 +86,7 @@ def make(model, *, z_loss=0.0, chunk=0):
 
     def loss(params, refs, batch, key=None):
         del refs  # nothing frozen takes part
+        params = model.whole(params)
         x_BTD = model.hidden(params, batch, key)
         n = pieces(*x_BTD.shape[:2], model.config.vocab, chunk)
         sums = add_pieces(piece_sums, params, (x_BTD, batch["targets"], batch["weight"]), n)

@@ -9,13 +9,23 @@ from jaxllm.sharding.rules import ACTIVATION_RULES, spec
 
 
 def make_shard(mesh):
-    """Returns shard(x, *logical axes) -> x, which places an activation by ACTIVATION_RULES."""
+    """Returns shard(x, *logical axes) -> x, which places an activation by ACTIVATION_RULES.
+
+    Where the rows are done by hand (see `by_hand.spread`), only over the other axes.
+    """
 
     def shard(x, *axes):
         if mesh.size == 1:
             return x
-        placed = NamedSharding(mesh, spec(axes, x.shape, ACTIVATION_RULES, mesh))
-        return jax.lax.with_sharding_constraint(x, placed)
+        inside = jax.sharding.get_abstract_mesh()
+        if not inside.manual_axes:
+            placed = spec(axes, x.shape, ACTIVATION_RULES, mesh)
+            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, placed))
+        rules = {axis: n for axis, n in ACTIVATION_RULES.items() if axis != "batch"}
+        placed = spec(axes, x.shape, rules, mesh)
+        if not any(placed):
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(inside, placed))
 
     return shard
 

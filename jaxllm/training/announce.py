@@ -5,7 +5,6 @@ import time
 import jax
 
 from jaxllm import sharding, trees
-from jaxllm.models.attention import choose
 from jaxllm.scaling import flops
 
 
@@ -30,7 +29,7 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
         ("mesh", f"{mesh}, {config.sharding}"),
         ("model", f"{config.model.family} {config.model.size}".strip() + f", {_words(c)}"),
         ("parameters", f"{parameters:,}"),
-        ("attention", choose(c.attention, c.attention_softcap)),
+        ("attention", c.attention),
         ("remat", c.remat),
         ("layers", "unrolled" if c.unroll >= c.layers else f"scanned, {c.unroll} at a time"),
         ("dtypes", f"parameters float32, computation {c.dtype}"),

@@ -8,7 +8,6 @@ import jax
 
 from jaxllm import data, models, objectives, optim, sharding, tokenizers
 from jaxllm.config import ConfigError, arguments, make
-from jaxllm.models.config import for_platform
 from jaxllm.models.families import model_config
 from jaxllm.training import hosts, processes, ranges
 from jaxllm.training.state import born_sharded, create
@@ -26,18 +25,15 @@ KINDS = {
 }
 
 
-class Run(NamedTuple):
-    """What a config describes, ready to train.
+class Program(NamedTuple):
+    """What a config computes; needs neither data nor devices that exist.
 
     Attributes:
         config: the ConfigDict.
         mesh: device mesh.
-        tokenizer: as `tokenizers` makes.
         model: `models.Model`.
         infos: {path: ParamInfo}.
-        train, validation: sources of batches.
-        skipped: lines about input that was left out.
-        loss: (params, refs, batch, key) -> Loss.
+        loss: (params, refs, batch, keys) -> Loss of one device's rows.
         abstract: TrainState of shapes and shardings.
         create: random key -> TrainState, sharded from birth.
         step: (state, refs, batch) -> (state, metrics); not yet compiled, donates the state.
@@ -46,17 +42,38 @@ class Run(NamedTuple):
 
     config: Any
     mesh: Any
-    tokenizer: Any
     model: Any
     infos: dict
-    train: Any
-    validation: Any
-    skipped: list
     loss: Any
     abstract: Any
     create: Any
     step: Any
     evaluate: Any
+
+
+class Run(NamedTuple):
+    """What a config describes, ready to train: a `Program` and what it is fed.
+
+    Attributes:
+        config, mesh, …, evaluate: as in `Program`.
+        tokenizer: as `tokenizers` makes.
+        train, validation: sources of batches.
+        skipped: lines about input that was left out.
+    """
+
+    config: Any
+    mesh: Any
+    model: Any
+    infos: dict
+    loss: Any
+    abstract: Any
+    create: Any
+    step: Any
+    evaluate: Any
+    tokenizer: Any
+    train: Any
+    validation: Any
+    skipped: list
 
 
 def check(config, devices):
@@ -76,6 +93,7 @@ def check(config, devices):
     c = model_config(config.model, vocab=1, length=config.data.length)  # tokenizer not yet known
     schedule = optim.make_schedule(config.schedule, config.steps)
     optim.make_optimizer(config.optim, schedule, models.abstract_params(c))
+    models.for_platform(c, "", config.data.length)
     make(objectives.OBJECTIVES, config.objective, "objective", models.make(c))
     data.check(config.data)
     shape = sharding.mesh_shape(config.mesh, devices)
@@ -105,47 +123,49 @@ def assemble(config, workdir, devices=None):
     """
     devices = jax.devices() if devices is None else devices
     check(config, len(devices))
-    shape = sharding.mesh_shape(config.mesh, len(devices))
     tokenizer = open_tokenizer(config, workdir)
-    c = model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
+    # Checked before the text is tokenized, which may take hours.
+    model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
     train, validation, skipped = open_data(config, tokenizer, workdir)
+    program = assemble_program(config, tokenizer.vocab_size, devices)
+    return Run(*program, tokenizer, train, validation, skipped)
 
-    mesh = sharding.make_mesh(shape, devices)
-    c = for_platform(c, mesh.devices.flat[0].platform)
+
+def assemble_program(config, vocab, devices):
+    """Builds a Program: mesh, model, optimizer, step.
+
+    Args:
+        config: completed ConfigDict that `check` has passed.
+        vocab: size of the tokenizer's vocabulary.
+        devices: devices of the mesh; those of an abstract topology will do to compile for.
+
+    Raises:
+        ConfigError: a model that contradicts the vocabulary.
+    """
+    c = model_config(config.model, vocab=vocab, length=config.data.length)
+    mesh = sharding.make_mesh(sharding.mesh_shape(config.mesh, len(devices)), devices)
+    c = models.for_platform(c, mesh.devices.flat[0].platform, config.data.length)
     model = models.make(c, sharding.make_shard(mesh))
     infos = models.abstract_params(c)
-    loss = make(objectives.OBJECTIVES, config.objective, "objective", model)
+    rules = sharding.RULES[config.sharding]
+    gather = sharding.make_gather(infos, rules.params, mesh, c.dtype)
+    by_rows = models.make(c, sharding.make_shard(mesh), gather)
+    loss = make(objectives.OBJECTIVES, config.objective, "objective", by_rows)
     schedule = optim.make_schedule(config.schedule, config.steps)
     tx = optim.make_optimizer(config.optim, schedule, infos)
-    rules = sharding.RULES[config.sharding]
     scaled = c.dtype == "float16"
 
     def new_state(key):
         return create(model.init, tx, key, ema=bool(config.step.ema), scaled=scaled)
 
     abstract, make_state = born_sharded(new_state, tx, infos, rules, mesh)
-    options = StepOptions(
-        **config.step.to_dict(), seed=config.seed + 1, dropout=model.config.dropout > 0
-    )
+    options = StepOptions(**config.step.to_dict(), seed=config.seed + 1, dropout=c.dropout > 0)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    step = jax.jit(
-        make_step(loss, tx, schedule, options), donate_argnums=0, out_shardings=(places, None)
-    )
-    return Run(
-        config,
-        mesh,
-        tokenizer,
-        model,
-        infos,
-        train,
-        validation,
-        skipped,
-        loss,
-        abstract,
-        make_state,
-        step,
-        jax.jit(make_evaluate(loss)),
-    )
+    specs = sharding.param_specs(infos, rules.params, mesh)
+    step = make_step(loss, tx, schedule, options, mesh, specs)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    evaluate = jax.jit(make_evaluate(loss, mesh, specs))
+    return Program(config, mesh, model, infos, loss, abstract, make_state, step, evaluate)
 
 
 def open_tokenizer(config, workdir):
@@ -194,13 +214,12 @@ def open_data(config, tokenizer, workdir):
     return train, validation, skipped
 
 
-def abstract_batch(run, batch):
+def abstract_batch(program, batch):
     """Shapes and shardings of a batch of `batch` rows."""
-    rows = run.train(0, rows=[0])
-    place = sharding.batch_sharding(run.mesh)
+    place = sharding.batch_sharding(program.mesh)
     return {
         name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype, sharding=place)
-        for name, x in rows.items()
+        for name, x in data.empty_batch(1, program.config.data.length).items()
     }
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxllm import sharding
 from jaxllm.objectives import Loss
 from jaxllm.training.state import LossScale
 
@@ -32,11 +33,12 @@ class StepOptions(NamedTuple):
     dropout: bool = False
 
 
-def make_gradient(loss_fn, micro_batches):
+def make_gradient(loss_fn, micro_batches, mesh=None, specs=None):
     """Returns gradient(params, refs, batch, key, factor) -> (Loss sums, gradient sums).
 
     The batch is cut along axis 0 into `micro_batches` pieces; loss and gradient are summed, never
-    averaged, so that a token weighs the same in whatever piece it falls.
+    averaged, so that a token weighs the same in whatever piece it falls. `mesh` and `specs` are
+    those of `sharding.spread`.
     """
 
     def of_piece(params, refs, rows, key, factor):
@@ -52,23 +54,21 @@ def make_gradient(loss_fn, micro_batches):
             return of_piece(params, refs, batch, key, factor)
         # Deal examples out like cards, so that each piece has rows on every device.
         cut = jax.tree.map(
-            lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch
+            lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), (batch, key)
         )
 
         def add(sums, piece):
-            rows, index = piece
-            own = None if key is None else jax.random.fold_in(key, index)
-            return jax.tree.map(jnp.add, sums, of_piece(params, refs, rows, own, factor)), None
+            return jax.tree.map(jnp.add, sums, of_piece(params, refs, *piece, factor)), None
 
         first = jax.tree.map(lambda x: x[0], cut)
-        like = jax.eval_shape(of_piece, params, refs, first, key, factor)
+        like = jax.eval_shape(of_piece, params, refs, *first, factor)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        return jax.lax.scan(add, zeros, (cut, jnp.arange(micro_batches)))[0]
+        return jax.lax.scan(add, zeros, cut)[0]
 
-    return gradient
+    return sharding.spread(gradient, mesh, specs, gradients=True)
 
 
-def make_step(loss_fn, tx, schedule, options):
+def make_step(loss_fn, tx, schedule, options, mesh=None, specs=None):
     """Returns step(state, refs, batch) -> (state, metrics).
 
     Args:
@@ -81,7 +81,7 @@ def make_step(loss_fn, tx, schedule, options):
     halves the loss scale, in float16). After `skip_limit` of them in a row no update is applied any
     more: the loop finds `bad_run` at the limit and stops, and how late it looks changes nothing.
     """
-    gradient = make_gradient(loss_fn, options.micro_batches)
+    gradient = make_gradient(loss_fn, options.micro_batches, mesh, specs)
 
     def step(state, refs, batch):
         key = None
@@ -135,11 +135,13 @@ def metrics_of(loss):
     return {name: value / loss.count for name, value in sums.items()} | {"count": loss.count}
 
 
-def make_evaluate(loss_fn):
+def make_evaluate(loss_fn, mesh=None, specs=None):
     """Returns evaluate(params, refs, batch) -> Loss, without dropout and gradients."""
 
+    spread = sharding.spread(loss_fn, mesh, specs, gradients=False)
+
     def evaluate(params, refs, batch) -> Loss:
-        return loss_fn(params, refs, batch, None)
+        return spread(params, refs, batch, None)
 
     return evaluate
 
