@@ -8,13 +8,11 @@ Prints one JSON object. `--config.mesh.fsdp=…` and other settings go over the 
 import json
 import pathlib
 
-import jax
 from absl import flags
 
-from jaxllm import cli, data, objectives
-from jaxllm.config import ConfigError, make
+from jaxllm import cli, data
+from jaxllm.config import ConfigError
 from jaxllm.training import processes, reopen
-from jaxllm.training.step import make_evaluate
 from jaxllm.training.validate import validate
 
 
@@ -40,9 +38,8 @@ def main(file, overrides):
     place = pathlib.Path(f.workdir) / "data"
     data.prepare(config.data, trained.tokenizer, place)
     source = data.open_split(config.data, trained.tokenizer, place, f.split, config.seed)
-    loss = make(objectives.OBJECTIVES, config.objective, "objective", trained.model)
-    evaluate = jax.jit(make_evaluate(loss))
-    metrics = validate(evaluate, source, trained.mesh, trained.params, batch=config.validate.batch)
+    batch = config.validate.batch
+    metrics = validate(trained.evaluate, source, trained.mesh, trained.params, batch=batch)
     if processes.is_first():
         print(json.dumps({"step": trained.step, "split": f.split, **metrics}))
     return 0

@@ -1,7 +1,10 @@
 """TPU slices that need not be there: devices to compile for, ahead of time, through libtpu."""
 
+import importlib.util
 import os
 import re
+
+from jax.experimental import topologies
 
 from jaxllm.config import ConfigError
 
@@ -9,7 +12,6 @@ from jaxllm.config import ConfigError
 _CUBE = 4
 # Generations whose chips have two cores that work as one device, and whose links form a 3-D torus.
 _MEGACORE = ("v4", "v5p")
-_INSTALL = "libtpu is not installed. Try pip install -r requirements-tpu.txt."
 
 
 def tpu_devices(name, slices=1):
@@ -23,8 +25,8 @@ def tpu_devices(name, slices=1):
         ConfigError: libtpu is missing, or knows no such slice.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine is no TPU host: do not ask
-    from jax.experimental import topologies
-
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("libtpu is not installed. Try pip install -r requirements-tpu.txt.")
     generation, _, shape = name.partition(":")
     if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise ConfigError(
@@ -37,13 +39,9 @@ def tpu_devices(name, slices=1):
         options |= dict(
             chip_config_name="megacore",
             chips_per_host_bounds=(2, 2, 1),
-            wrap=tuple(side % _CUBE == 0 for side in sides)
-            if all(side % _CUBE == 0 for side in sides)
-            else (False,) * len(sides),
+            wrap=(all(side % _CUBE == 0 for side in sides),) * len(sides),
         )
     try:
         return topologies.get_topology_desc(name, "tpu", **options).devices
     except Exception as error:
-        if "libtpu" in str(error).lower() and "not" in str(error).lower():
-            raise ConfigError(_INSTALL) from None
         raise ConfigError(f"topology={name!r} x {slices} is unknown to libtpu: {error}") from None

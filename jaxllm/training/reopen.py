@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from jaxllm import models, settings, sharding, tokenizers, trees
+from jaxllm import settings, tokenizers
 from jaxllm.config import ConfigError
-from jaxllm.models.families import model_config
+from jaxllm.training import setup
 from jaxllm.training.checkpoint import Checkpoints
 
 
@@ -23,6 +23,7 @@ class Trained(NamedTuple):
         model: `models.Model`.
         params: restored parameters; their average where the run kept one.
         step: updates done.
+        evaluate: (params, refs, batch) -> Loss; jitted.
     """
 
     config: Any
@@ -31,6 +32,7 @@ class Trained(NamedTuple):
     model: Any
     params: Any
     step: int
+    evaluate: Any
 
 
 def load_config(workdir, overrides=()):
@@ -68,23 +70,16 @@ def open_trained(workdir, overrides=(), step="latest"):
     """
     config = load_config(workdir, overrides)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
-    c = model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
-    mesh = sharding.make_mesh(sharding.mesh_shape(config.mesh, jax.device_count()))
-    model = models.make(c, sharding.make_shard(mesh))
+    program = setup.assemble_program(config, tokenizer.vocab_size, jax.devices())
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
         chosen = choose_step(checkpoints, step, workdir)
-        infos = models.abstract_params(c)
-        rules = sharding.RULES[config.sharding].params
-        places = sharding.param_shardings(infos, rules, mesh)
-        abstract = {
-            path: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=places[path])
-            for path, info in infos.items()
-        }
         part = "ema" if config.step.ema else "params"
-        wanted = {part: trees.unflatten(abstract)}
+        wanted = {part: program.abstract.params}
         tree, meta = checkpoints.restore(chosen, wanted, partial=True)
     check_tokenizer(tokenizer, meta, chosen)
-    return Trained(config, mesh, tokenizer, model, tree[part], chosen)
+    return Trained(
+        config, program.mesh, tokenizer, program.model, tree[part], chosen, program.evaluate
+    )
 
 
 def choose_step(checkpoints, step, workdir):
