@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from jaxllm.objectives.base import Loss
 
-# Logits held at once when `chunk` is 0: 2^24 float32 numbers are 64 MiB a device.
-LOGITS_AT_ONCE = 2**24
+# Logits held at once when `chunk` is 0: 2^26 float32 numbers are 256 MiB a device.
+LOGITS_AT_ONCE = 2**26
 
 
 def pieces(batch, length, vocab, chunk):
