@@ -11,6 +11,7 @@ from tests.pair import finish, start_pair
 
 CHILD = """
 import functools
+import jax.experimental.multihost_utils
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxllm.training.checkpoint import Checkpoints
@@ -33,6 +34,7 @@ with Checkpoints(directory, keep_last=2, report=print, timeout_s=30) as checkpoi
         checkpoints.score(step, float(step))
     checkpoints.wait()
     print("steps", checkpoints.steps(), "best", checkpoints.best())
+    jax.experimental.multihost_utils.sync_global_devices("both have listed the steps")
     if index == 0:  # only this process sees the damage before the others ask
         open(directory + "/step_00000004/manifest.json", "a").write(" ")
     print("latest", checkpoints.latest())
