@@ -25,9 +25,9 @@ from jaxllm.training import setup
 
 def compile_step(config, devices):
     """Returns the train step of a config compiled for the devices of a TPU slice."""
-    program = setup.assemble_program(config, config.model.vocab or 256, devices)
-    batch = setup.abstract_batch(program, config.data.batch)
-    traced = program.step.trace(program.abstract, {}, batch)
+    run = setup.assemble_program(config, config.model.vocab or 256, devices)
+    batch = setup.abstract_batch(run, config.data.batch)
+    traced = run.step.trace(run.abstract, {}, batch)
     return traced.lower(lowering_platforms=("tpu",)).compile()
 
 

@@ -36,10 +36,11 @@ def main(file, overrides):
     processes.join(*cli.process_flags())
     trained = reopen.open_trained(f.workdir, overrides, f.step)
     place = pathlib.Path(f.workdir) / "data"
-    data.prepare(config.data, trained.tokenizer, place)
-    source = data.open_split(config.data, trained.tokenizer, place, f.split, config.seed)
+    run = trained.run
+    data.prepare(config.data, run.tokenizer, place)
+    source = data.open_split(config.data, run.tokenizer, place, f.split, config.seed)
     batch = config.validate.batch
-    metrics = validate(trained.evaluate, source, trained.mesh, trained.params, batch=batch)
+    metrics = validate(run.evaluate, source, run.mesh, trained.params, batch=batch)
     if processes.is_first():
         print(json.dumps({"step": trained.step, "split": f.split, **metrics}))
     return 0

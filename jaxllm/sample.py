@@ -38,15 +38,16 @@ def main(file, overrides):
         raise ConfigError(f"--{error}") from None
     cli.start(reopen.load_config(f.workdir, overrides))
     trained = reopen.open_trained(f.workdir, overrides, f.step)
-    tokenizer, positions = trained.tokenizer, trained.model.config.positions
+    tokenizer, model = trained.run.tokenizer, trained.run.model
+    positions = model.config.positions
     prompts = [encode_prompt(tokenizer, text) for text in f.prompt for _ in range(f.count)]
     room = positions - max(map(len, prompts))
-    if trained.model.config.position == "learned" and f.tokens > room:
+    if model.config.position == "learned" and f.tokens > room:
         raise ConfigError(
             f"--tokens={f.tokens} and the longest prompt exceed the model's {positions} learned "
             f"positions. Try --tokens={max(room, 1)}, or a shorter --prompt."
         )
-    generate = jax.jit(make_generate(trained.model, f.tokens, how, tokenizer.eos))
+    generate = jax.jit(make_generate(model, f.tokens, how, tokenizer.eos))
     drawn = generate(trained.params, left_pad(prompts), jax.random.key(f.seed))
     for number, (prompt, tokens) in enumerate(zip(prompts, jax.device_get(drawn), strict=True)):
         if len(prompts) > 1:

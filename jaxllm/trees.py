@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 
 
 def path_string(path):
@@ -32,6 +33,20 @@ def map_with_path(function, tree, *rest):
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(path_string(path), *leaves), tree, *rest
     )
+
+
+def sum_over(function, pieces):
+    """Adds up function(piece) over axis 0 of all leaves of `pieces`, one after another.
+
+    The sum of a loop, so one piece's memory at a time; function returns a tree of arrays.
+    """
+
+    def add(sums, piece):
+        return jax.tree.map(jnp.add, sums, function(piece)), None
+
+    like = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.lax.scan(add, zeros, pieces)[0]
 
 
 def count(tree):

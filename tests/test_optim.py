@@ -41,9 +41,6 @@ def test_stacked_layers_train_as_separate_ones(kind):
         np.testing.assert_allclose(got[path][-1], want[path], rtol=2e-5, atol=2e-6, err_msg=path)
 
 
-# The formulas of the papers, in float64, for one array: (w, gradients, rates, decay) -> w.
-
-
 def test_decay_is_for_hidden_matrices_and_by_option_for_tables():
     """A zero gradient leaves norms, biases and tables alone; a stacked norm is no matrix."""
     params, zeros = random_tree(INFOS, 0), jax.tree.map(jnp.zeros_like, random_tree(INFOS, 0))

@@ -21,6 +21,8 @@ from tests.optim_helpers import (
     start,
 )
 
+# The formulas of the papers, in float64, for one array: (w, gradients, rates, decay) -> w.
+
 
 def adamw(w, grads, rates, decay, beta1=0.9, beta2=0.95, eps=1e-8):
     m = v = 0

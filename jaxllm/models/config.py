@@ -16,7 +16,6 @@ CHOICES = {
     "products": ("auto", "flat", "direct"),
 }
 
-UNROLL_ON_CPU = 8  # layers
 NOT_NEGATIVE = (
     "norm_eps",
     "rope_base",
@@ -143,19 +142,6 @@ def resolve(values, *, vocab, length):
     c = dataclasses.replace(c, query_scale=c.query_scale or c.head_width**-0.5)
     _check(c, values, vocab, length)
     return c
-
-
-def for_platform(c, platform):
-    """Returns the config with what is left to the backend filled in, but for the attention.
-
-    XLA's CPU backend copies the stacked residuals of a scan; without one a step takes two thirds of
-    the time. Deep models stay scanned, since compile time grows with what is unrolled. What is best
-    for products, `layers.flat_product` says.
-    """
-    short = platform == "cpu" and c.layers <= UNROLL_ON_CPU
-    unroll = c.unroll or (c.layers if short else 1)
-    products = {"auto": "flat" if platform == "cpu" else "direct"}.get(c.products, c.products)
-    return dataclasses.replace(c, unroll=unroll, products=products)
 
 
 def _check(c, values, vocab, length):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxllm import trees
 from jaxllm.objectives.base import Loss
 
 # Logits held at once when `chunk` is 0: 2^26 float32 numbers are 256 MiB a device.
@@ -34,13 +35,7 @@ def add_pieces(function, params, row, n):
         lambda a: jnp.moveaxis(a.reshape(a.shape[0], n, -1, *a.shape[2:]), 1, 0), row
     )
     one = jax.checkpoint(function)
-
-    def add(sums, piece):
-        return jax.tree.map(jnp.add, sums, one(params, piece)), None
-
-    like = jax.eval_shape(function, params, [a[0] for a in cut])
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-    return jax.lax.scan(add, zeros, cut)[0]
+    return trees.sum_over(lambda piece: one(params, piece), cut)
 
 
 def make(model, *, z_loss=0.0, chunk=0):

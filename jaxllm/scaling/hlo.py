@@ -95,23 +95,23 @@ def _split_type(text):
     if not text.startswith("("):
         kind, _, rest = text.partition(" ")
         return kind, rest
-    depth = 0
+    end = 1 + _closing(text[1:])
+    return text[: end + 1], text[end + 2 :]
+
+
+def _closing(text):
+    """Index of the parenthesis that closes one opened before `text`."""
+    depth = 1
     for i, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
-            return text[: i + 1], text[i + 2 :]
-    raise ValueError(f"unbalanced type: {text[:80]}")
+            return i
+    raise ValueError(f"unbalanced parentheses: {text[:80]}")
 
 
 def operands(instruction):
     """Names of an instruction's operands."""
-    depth, end = 1, len(instruction.rest)
-    for i, letter in enumerate(instruction.rest):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            end = i
-            break
-    return re.findall(r"%([\w.\-]+)", instruction.rest[:end])
+    return re.findall(r"%([\w.\-]+)", instruction.rest[: _closing(instruction.rest)])
 
 
 def costs(text):
@@ -140,7 +140,9 @@ def _of_instruction(computations, here, instruction, of):
     own = NOTHING._replace(cycles=float(cycles[1]) if cycles else 0.0)
     called = _CALLED.findall(rest)
     if opcode == "while":
-        condition, body = (re.search(rf"{word}=%?([\w.\-]+)", rest)[1] for word in _WHILE)
+        condition, body = (
+            re.search(rf"{word}=%?([\w.\-]+)", rest)[1] for word in ("condition", "body")
+        )
         return own.plus(of(body), trips(computations, condition))
     if opcode in ("fusion", "call", "async-start"):
         inner = of(called[0])
@@ -162,9 +164,6 @@ def _of_instruction(computations, here, instruction, of):
     if opcode in ("dot", "convolution"):
         return own._replace(matmul_flops=_product_flops(computations[here], instruction))
     return own
-
-
-_WHILE = ("condition", "body")
 
 
 def _result_bytes(instruction):
@@ -221,19 +220,12 @@ def _window(text, rank):
     fields = dict(part.split("=") for part in found[1].split()) if found else {}
 
     def numbers(name, default):
-        return [int(n) for n in fields[name].split("x")] if name in fields else [default] * rank
+        # Padding is "low_high" for each dimension; what is low places the window.
+        parts = fields[name].split("x") if name in fields else [default] * rank
+        return [int(part.split("_")[0]) for part in parts]
 
-    low = (
-        [int(p.split("_")[0]) for p in fields["pad"].split("x")] if "pad" in fields else [0] * rank
-    )
-    columns = zip(
-        numbers("size", 1),
-        numbers("stride", 1),
-        low,
-        numbers("lhs_dilate", 1),
-        numbers("rhs_dilate", 1),
-        strict=True,
-    )
+    defaults = dict(size="1", stride="1", pad="0", lhs_dilate="1", rhs_dilate="1")
+    columns = zip(*(numbers(*item) for item in defaults.items()), strict=True)
     names = ("size", "stride", "low", "lhs_dilate", "rhs_dilate")
     return [dict(zip(names, column, strict=True)) for column in columns]
 

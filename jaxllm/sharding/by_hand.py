@@ -33,13 +33,18 @@ def param_specs(infos, rules, mesh):
     return trees.unflatten({path: one(info) for path, info in infos.items()})
 
 
-def make_gather(infos, rules, mesh, dtype):
+def make_gather(infos, specs, dtype):
     """Returns gather(path, x) -> x, whole over the axes that rows are split over.
+
+    Args:
+        infos: {path: ParamInfo}.
+        specs: what `param_specs` returns.
+        dtype: of the computation.
 
     What activations are multiplied by is gathered in `dtype`, the rest (tables, norms, biases) in
     its own. A parameter of stacked layers may come without its first axis.
     """
-    specs = trees.flatten(param_specs(infos, rules, mesh))
+    specs = trees.flatten(specs)
 
     def gather(path, x):
         info = infos[path]
@@ -115,8 +120,8 @@ def _row_keys(key, batch, first):
 def by_heads(function):
     """Returns a function that each device calls on its own heads.
 
-    Its arguments are an array that all heads share, and arrays [B, heads, …].
-    The compiler cannot split a custom kernel over `tensor`. Of effect only inside `spread`.
+    Its arguments are an array that all heads share, and arrays [B, heads, …]. The compiler cannot
+    split a custom kernel over `tensor`. Of effect only inside `spread`.
     """
 
     def call(shared, *arrays):

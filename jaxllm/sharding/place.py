@@ -18,14 +18,17 @@ def make_shard(mesh):
         if mesh.size == 1:
             return x
         inside = jax.sharding.get_abstract_mesh()
-        if not inside.manual_axes:
-            placed = spec(axes, x.shape, ACTIVATION_RULES, mesh)
-            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, placed))
-        rules = {axis: n for axis, n in ACTIVATION_RULES.items() if axis != "batch"}
+        by_hand = inside.manual_axes
+        rules = {
+            axis: tuple(name for name in names if name not in by_hand)
+            for axis, names in ACTIVATION_RULES.items()
+        }
         placed = spec(axes, x.shape, rules, mesh)
-        if not any(placed):
+        if by_hand and not any(placed):
             return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(inside, placed))
+        return jax.lax.with_sharding_constraint(
+            x, NamedSharding(inside if by_hand else mesh, placed)
+        )
 
     return shard
 

@@ -1,5 +1,6 @@
 """The page at the start of a run: what actually runs."""
 
+import math
 import time
 
 import jax
@@ -22,7 +23,7 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
     c, config = run.model.config, run.config
     kind = jax.devices()[0].device_kind
     mesh = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
-    parameters = sum(_size(info) for info in run.infos.values())
+    parameters = sum(math.prod(info.shape) for info in run.infos.values())
     train = flops.train_flops_per_token(c, config.data.length)
     lines = [
         ("devices", f"{run.mesh.size} x {kind}, {jax.process_count()} process(es)"),
@@ -52,13 +53,6 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
     lines += [("note", note) for note in [*run.skipped, *notes]]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines)
-
-
-def _size(info):
-    size = 1
-    for n in info.shape:
-        size *= n
-    return size
 
 
 def _words(c):

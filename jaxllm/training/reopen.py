@@ -17,22 +17,14 @@ class Trained(NamedTuple):
     """A trained model.
 
     Attributes:
-        config: the run's ConfigDict.
-        mesh: device mesh.
-        tokenizer: the run's.
-        model: `models.Model`.
+        run: `setup.Run` with the run's tokenizer and no data.
         params: restored parameters; their average where the run kept one.
         step: updates done.
-        evaluate: (params, refs, batch) -> Loss; jitted.
     """
 
-    config: Any
-    mesh: Any
-    tokenizer: Any
-    model: Any
+    run: Any
     params: Any
     step: int
-    evaluate: Any
 
 
 def load_config(workdir, overrides=()):
@@ -70,16 +62,14 @@ def open_trained(workdir, overrides=(), step="latest"):
     """
     config = load_config(workdir, overrides)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
-    program = setup.assemble_program(config, tokenizer.vocab_size, jax.devices())
+    run = setup.assemble_program(config, tokenizer.vocab_size, jax.devices())
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
         chosen = choose_step(checkpoints, step, workdir)
         part = "ema" if config.step.ema else "params"
-        wanted = {part: program.abstract.params}
+        wanted = {part: run.abstract.params}
         tree, meta = checkpoints.restore(chosen, wanted, partial=True)
     check_tokenizer(tokenizer, meta, chosen)
-    return Trained(
-        config, program.mesh, tokenizer, program.model, tree[part], chosen, program.evaluate
-    )
+    return Trained(run._replace(tokenizer=tokenizer), tree[part], chosen)
 
 
 def choose_step(checkpoints, step, workdir):

@@ -25,38 +25,19 @@ KINDS = {
 }
 
 
-class Program(NamedTuple):
-    """What a config computes; needs neither data nor devices that exist.
+class Run(NamedTuple):
+    """What a config describes, ready to train.
 
     Attributes:
         config: the ConfigDict.
         mesh: device mesh.
         model: `models.Model`.
         infos: {path: ParamInfo}.
-        loss: (params, refs, batch, keys) -> Loss of one device's rows.
         abstract: TrainState of shapes and shardings.
         create: random key -> TrainState, sharded from birth.
         step: (state, refs, batch) -> (state, metrics); not yet compiled, donates the state.
         evaluate: (params, refs, batch) -> Loss; jitted.
-    """
-
-    config: Any
-    mesh: Any
-    model: Any
-    infos: dict
-    loss: Any
-    abstract: Any
-    create: Any
-    step: Any
-    evaluate: Any
-
-
-class Run(NamedTuple):
-    """What a config describes, ready to train: a `Program` and what it is fed.
-
-    Attributes:
-        config, mesh, …, evaluate: as in `Program`.
-        tokenizer: as `tokenizers` makes.
+        tokenizer: as `tokenizers` makes; None, as all below, where nothing is to be read.
         train, validation: sources of batches.
         skipped: lines about input that was left out.
     """
@@ -65,15 +46,14 @@ class Run(NamedTuple):
     mesh: Any
     model: Any
     infos: dict
-    loss: Any
     abstract: Any
     create: Any
     step: Any
     evaluate: Any
-    tokenizer: Any
-    train: Any
-    validation: Any
-    skipped: list
+    tokenizer: Any = None
+    train: Any = None
+    validation: Any = None
+    skipped: Any = None
 
 
 def check(config, devices):
@@ -127,12 +107,12 @@ def assemble(config, workdir, devices=None):
     # Checked before the text is tokenized, which may take hours.
     model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
     train, validation, skipped = open_data(config, tokenizer, workdir)
-    program = assemble_program(config, tokenizer.vocab_size, devices)
-    return Run(*program, tokenizer, train, validation, skipped)
+    run = assemble_program(config, tokenizer.vocab_size, devices)
+    return run._replace(tokenizer=tokenizer, train=train, validation=validation, skipped=skipped)
 
 
 def assemble_program(config, vocab, devices):
-    """Builds a Program: mesh, model, optimizer, step.
+    """Builds a Run that has no tokenizer and no data: mesh, model, optimizer, step.
 
     Args:
         config: completed ConfigDict that `check` has passed.
@@ -148,7 +128,8 @@ def assemble_program(config, vocab, devices):
     model = models.make(c, sharding.make_shard(mesh))
     infos = models.abstract_params(c)
     rules = sharding.RULES[config.sharding]
-    gather = sharding.make_gather(infos, rules.params, mesh, c.dtype)
+    specs = sharding.param_specs(infos, rules.params, mesh)
+    gather = sharding.make_gather(infos, specs, c.dtype)
     by_rows = models.make(c, sharding.make_shard(mesh), gather)
     loss = make(objectives.OBJECTIVES, config.objective, "objective", by_rows)
     schedule = optim.make_schedule(config.schedule, config.steps)
@@ -161,11 +142,10 @@ def assemble_program(config, vocab, devices):
     abstract, make_state = born_sharded(new_state, tx, infos, rules, mesh)
     options = StepOptions(**config.step.to_dict(), seed=config.seed + 1, dropout=c.dropout > 0)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    specs = sharding.param_specs(infos, rules.params, mesh)
     step = make_step(loss, tx, schedule, options, mesh, specs)
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     evaluate = jax.jit(make_evaluate(loss, mesh, specs))
-    return Program(config, mesh, model, infos, loss, abstract, make_state, step, evaluate)
+    return Run(config, mesh, model, infos, abstract, make_state, step, evaluate)
 
 
 def open_tokenizer(config, workdir):
@@ -214,12 +194,12 @@ def open_data(config, tokenizer, workdir):
     return train, validation, skipped
 
 
-def abstract_batch(program, batch):
+def abstract_batch(run, batch):
     """Shapes and shardings of a batch of `batch` rows."""
-    place = sharding.batch_sharding(program.mesh)
+    place = sharding.batch_sharding(run.mesh)
     return {
         name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype, sharding=place)
-        for name, x in data.empty_batch(1, program.config.data.length).items()
+        for name, x in data.empty_batch(1, run.config.data.length).items()
     }
 
 

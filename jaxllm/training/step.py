@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxllm import sharding
+from jaxllm import sharding, trees
 from jaxllm.objectives import Loss
 from jaxllm.training.state import LossScale
 
@@ -56,14 +56,7 @@ def make_gradient(loss_fn, micro_batches, mesh=None, specs=None):
         cut = jax.tree.map(
             lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), (batch, key)
         )
-
-        def add(sums, piece):
-            return jax.tree.map(jnp.add, sums, of_piece(params, refs, *piece, factor)), None
-
-        first = jax.tree.map(lambda x: x[0], cut)
-        like = jax.eval_shape(of_piece, params, refs, *first, factor)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        return jax.lax.scan(add, zeros, cut)[0]
+        return trees.sum_over(lambda piece: of_piece(params, refs, *piece, factor), cut)
 
     return sharding.spread(gradient, mesh, specs, gradients=True)
 
@@ -137,7 +130,6 @@ def metrics_of(loss):
 
 def make_evaluate(loss_fn, mesh=None, specs=None):
     """Returns evaluate(params, refs, batch) -> Loss, without dropout and gradients."""
-
     spread = sharding.spread(loss_fn, mesh, specs, gradients=False)
 
     def evaluate(params, refs, batch) -> Loss:
