@@ -44,7 +44,8 @@ def get_config(arg=None):
     c.step.ema = 0.0  # decay of averaged weights, which validation then uses; 0: off
     c.step.skip_limit = 4  # non-finite updates in a row that stop the run; each is dropped
 
-    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # devices an axis; -1: those left over
+    # Devices an axis; -1: those left over. jaxllm.sharding.mesh says what each is for.
+    c.mesh = dict(slice=1, data=-1, fsdp=1, stage=1, expert=1, seq=1, tensor=1)
     c.sharding = "zero3"  # zero3, zero1, replicated: jaxllm.sharding.RULES
 
     c.validate = ConfigDict()

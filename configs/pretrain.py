@@ -19,7 +19,7 @@ def get_config(arg=None):
     c.objective = dict(kind="lm", z_loss=1e-4)
     c.optim = dict(kind="adamw", beta2=0.95, weight_decay=0.1, groups=dict())
     c.schedule = dict(kind="cosine", lr=3e-4, warmup_steps=1_000)
-    c.mesh = dict(data=1, fsdp=-1, tensor=1)
+    c.mesh.update(data=1, fsdp=-1)
     c.validate.update(every=1_000, batch=256)
     c.checkpoint.every = 500
     if arg.smoke:

@@ -7,6 +7,7 @@
 | D, F, V| width, MLP width, vocabulary | embed, mlp, vocab |
 | N, K, G, H | query heads, key heads, N / K, head width | heads, kv_heads, -, head |
 | L      | layers                 | layers                 |
+| E, C   | experts, places at an expert | expert, -        |
 
 Local arrays end in their letters (`x_BTD`); einsum strings use the same capitals.
 """
@@ -25,9 +26,12 @@ AXIS_OF_LETTER = {
     "H": "head",
     "L": "layers",
     "P": "positions",
+    "E": "expert",
+    "C": "places",
 }
 
-LOGICAL_AXES = frozenset(AXIS_OF_LETTER.values())
+# The router of a mixture scores all experts on every device: its axis is not that of experts.
+LOGICAL_AXES = frozenset(AXIS_OF_LETTER.values()) | {"router"}
 
 
 class ParamInfo(NamedTuple):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -10,7 +11,7 @@ import sys
 
 import jax
 
-from jaxllm import cli, settings
+from jaxllm import cli, settings, sharding
 from jaxllm.training import run as runs
 from jaxllm.training import setup
 
@@ -39,6 +40,18 @@ def overrides(fields):
 def config(fields=(), file=FILE):
     """The completed config of a tiny run."""
     return settings.load(file, overrides(dict(fields)), setup.KINDS)[0]
+
+
+def shape_of(name):
+    """{axis: size} of "data 2 x fsdp 4"; the other axes are 1."""
+    pairs = (part.split() for part in name.split(" x "))
+    return dict.fromkeys(sharding.MESH_AXES, 1) | {axis: int(size) for axis, size in pairs}
+
+
+def mesh(**sizes):
+    """A mesh of the first devices; axes that are not given are 1."""
+    shape = dict.fromkeys(sharding.MESH_AXES, 1) | sizes
+    return sharding.make_mesh(shape, jax.devices()[: math.prod(shape.values())])
 
 
 def train(config, workdir, *, devices=1, wrap=None):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxllm import sharding
 from jaxllm.scaling import hlo
+from tests import runs
 
 LAYERS, ROWS, WIDTH = 5, 16, 32
 
@@ -30,7 +30,7 @@ def test_products_in_a_loop_count_as_often_as_it_runs():
 
 
 def test_bytes_on_the_wire_count_as_often_as_they_are_sent():
-    mesh = sharding.make_mesh(dict(data=1, fsdp=8, tensor=1), jax.devices()[:8])
+    mesh = runs.mesh(fsdp=8)
 
     def layer(x, w):
         x = x @ jax.lax.all_gather(w, "fsdp", tiled=True)

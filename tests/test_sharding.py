@@ -16,23 +16,28 @@ from jaxllm.training.state import born_sharded, create, place_key
 from tests import runs
 from tests.conftest import random_params, tiny_config
 
+# {mesh: (rules, settings of the model that it needs)}
 EIGHT = {
-    "data 2 x fsdp 2 x tensor 2": ((2, 2, 2), "zero3"),
-    "zero1": ((2, 2, 2), "zero1"),
-    "fsdp 8": ((1, 8, 1), "zero3"),
-    "data 8": ((8, 1, 1), "zero1"),
+    "data 2 x fsdp 2 x tensor 2": ("zero3", ()),
+    "fsdp 8": ("zero3", ()),
+    "tensor 8": ("zero3", (("heads", 8), ("vocab", 264))),
+    "data 8": ("zero1", ()),
+    "seq 8": ("zero3", ()),
+    "expert 4 x data 2": ("zero3", (("experts", 8), ("capacity", 1.25))),
+    "expert 2 x tensor 2 x fsdp 2": ("zero3", (("experts", 4), ("shared_experts", 1))),
+    "stage 4 x data 2": ("zero3", (("layers", 4), ("pipeline_pieces", 1))),
+    "data 2 x stage 2 x tensor 2": ("zero3", (("layers", 8), ("pipeline_rounds", 4))),
+    "seq 2 x tensor 2 x fsdp 2": ("zero3", ()),
+    "data 4 x tensor 2": ("zero1", (("kv_heads", 1),)),
 }
+ONE = "data 1"
 
 
 @functools.cache
-def losses(shape, rules, place, cache, steps=20):
+def losses(mesh, rules, fields, place, cache, steps=20):
     """Losses of a run of SGD in float32, and the state at its end."""
     cli.use_compile_cache(cache)
-    mesh = dict(zip(sharding.MESH_AXES, shape, strict=True))
-    fields = {f"mesh.{axis}": size for axis, size in mesh.items()}
-    fields |= {"sharding": rules, "steps": steps, "model.layers": 2, "step.ema": 0.5}
-    fields["model.dropout"] = 0.1  # a row drops the same on any device
-    run = setup.assemble(runs.config(fields), place, jax.devices()[: math.prod(shape)])
+    run = make_run(mesh, rules, fields, place, steps)
     rows = sharding.local_rows(run.mesh, 8)
     state, found = run.create(place_key(run.mesh, 0)), []
     for step in range(steps):
@@ -42,7 +47,14 @@ def losses(shape, rules, place, cache, steps=20):
     return np.array(found), state
 
 
-SLOW = {"replicated": ((2, 2, 2), "replicated")}
+def make_run(mesh, rules, fields, place, steps=20):
+    """The run of a mesh, such as "data 2 x fsdp 4", and of fields of the model."""
+    shape = runs.shape_of(mesh)
+    wanted = {f"mesh.{axis}": size for axis, size in shape.items()}
+    wanted |= {"sharding": rules, "steps": steps, "model.layers": 2, "step.ema": 0.5}
+    wanted["model.dropout"] = 0.1  # a token drops the same on any device
+    wanted |= {f"model.{name}": value for name, value in fields}
+    return setup.assemble(runs.config(wanted), place, jax.devices()[: math.prod(shape.values())])
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +62,25 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.mark.parametrize("name", [*EIGHT, pytest.param("replicated", marks=pytest.mark.slow)])
-def test_eight_devices_train_as_one(name, place, compile_cache):
-    one, state = losses((1, 1, 1), "zero3", place, compile_cache)
-    eight, sharded = losses(*{**EIGHT, **SLOW}[name], place, compile_cache)
+def check_equal(mesh, rules, fields, place, cache):
+    one, state = losses(ONE, "zero3", fields, place, cache)
+    eight, sharded = losses(mesh, rules, fields, place, cache)
     assert one[-1] < one[0] - 1
     np.testing.assert_allclose(eight, one, 1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-5), state.params, sharded.params
     )
+
+
+@pytest.mark.parametrize("mesh", EIGHT)
+def test_eight_devices_train_as_one(mesh, place, compile_cache):
+    check_equal(mesh, *EIGHT[mesh], place, compile_cache)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", sharding.RULES)
+def test_eight_devices_train_as_one_by_every_rule(rules, place, compile_cache):
+    check_equal("data 2 x fsdp 2 x tensor 2", rules, (), place, compile_cache)
 
 
 def bytes_on_device(tree, device=0):
@@ -71,36 +93,25 @@ def bytes_on_device(tree, device=0):
 
 def test_how_much_a_device_holds(place, compile_cache):
     """Stage 3 splits everything over fsdp and tensor, stage 1 the optimizer's state only."""
-    whole = bytes_on_device(losses((1, 1, 1), "zero3", place, compile_cache)[1].params)
+    whole = bytes_on_device(losses(ONE, "zero3", (), place, compile_cache)[1].params)
     parts = {}
-    for name, how in EIGHT.items():
-        state = losses(*how, place, compile_cache)[1]
-        parts[name] = [bytes_on_device(t) / whole for t in (state.params, state.opt, state.ema)]
+    for mesh in ("fsdp 8", "data 8", "data 2 x fsdp 2 x tensor 2"):
+        state = losses(mesh, *EIGHT[mesh], place, compile_cache)[1]
+        parts[mesh] = [bytes_on_device(t) / whole for t in (state.params, state.opt, state.ema)]
     nearly = functools.partial(pytest.approx, rel=0.02, abs=0.01)  # norms are not split
     # The vocabulary of 259 does not split over 2: the table and the head are split by width only.
     assert parts["fsdp 8"] == nearly([1 / 8] * 3)
     assert parts["data 8"] == nearly([1, 1 / 8, 1])
     params, opt, ema = parts["data 2 x fsdp 2 x tensor 2"]
     assert params == ema == pytest.approx(opt, rel=1e-3) and 1 / 4 < params < 1 / 2
-    params, opt, ema = parts["zero1"]
-    assert params == ema and params > 1 / 2 and opt < params / 2.5
 
 
 def test_the_state_after_steps_is_sharded_as_at_birth(place, compile_cache):
-    for how in EIGHT.values():
-        mesh = dict(zip(sharding.MESH_AXES, how[0], strict=True))
-        fields = {f"mesh.{axis}": size for axis, size in mesh.items()} | {"sharding": how[1]}
-        config = runs.config({**fields, "model.layers": 2, "step.ema": 0.5, "steps": 20})
-        run = setup.assemble(config, place)
-        state = losses(*how, place, compile_cache)[1]
-        wanted = trees.flatten(run.abstract)
+    for mesh, how in EIGHT.items():
+        wanted = trees.flatten(make_run(mesh, *how, place).abstract)
+        state = losses(mesh, *how, place, compile_cache)[1]
         for path, leaf in trees.flatten(state).items():
             assert leaf.sharding.is_equivalent_to(wanted[path].sharding, leaf.ndim), path
-
-
-def make_mesh(data, fsdp, tensor):
-    shape = dict(data=data, fsdp=fsdp, tensor=tensor)
-    return sharding.make_mesh(shape, jax.devices()[: data * fsdp * tensor])
 
 
 # Where a sign or a root of a tiny number decides, roundings show more.
@@ -137,8 +148,8 @@ def test_one_sharded_update_of_every_optimizer(kind):
 
         return update(jax.device_put(grads, places), state)
 
-    one, one_opt = jax.device_get(moved(make_mesh(1, 1, 1)))
-    updates, opt = moved(make_mesh(2, 2, 2))
+    one, one_opt = jax.device_get(moved(runs.mesh(data=1)))
+    updates, opt = moved(runs.mesh(data=2, fsdp=2, tensor=2))
     for path, leaf in trees.flatten(one).items():
         size = np.abs(leaf).max()
         assert size > 0, path
@@ -151,7 +162,7 @@ def test_one_sharded_update_of_every_optimizer(kind):
 
 
 def test_what_does_not_split_evenly_is_split_less_and_listed():
-    mesh = make_mesh(2, 2, 2)
+    mesh = runs.mesh(data=2, fsdp=2, tensor=2)
     infos = {
         "even": ParamInfo((8, 6), jnp.float32, ("vocab", "embed"), ()),
         "odd": ParamInfo((259, 7), jnp.float32, ("vocab", "embed"), ()),
@@ -166,47 +177,50 @@ def test_what_does_not_split_evenly_is_split_less_and_listed():
     assert places["odd"].shard_shape((259, 7)) == (259, 7)
     # Over data x fsdp = 4, an axis of 6 is split over data alone, and that is told.
     wide = {"w": ParamInfo((6,), jnp.float32, ("embed",), ())}
-    assert sharding.param_shardings(wide, sharding.RULES["zero1"].optimizer, mesh)["w"].shard_shape(
-        (6,)
-    ) == (3,)
-    assert sharding.unsplit(wide, sharding.RULES["zero1"].optimizer, mesh) == [
-        "w: embed 6 over fsdp=2"
-    ]
-    assert sharding.unsplit(infos, rules, make_mesh(8, 1, 1)) == []
+    state_rules = sharding.RULES["zero1"].optimizer
+    assert sharding.param_shardings(wide, state_rules, mesh)["w"].shard_shape((6,)) == (3,)
+    assert sharding.unsplit(wide, state_rules, mesh) == ["w: embed 6 over fsdp=2"]
+    assert sharding.unsplit(infos, rules, runs.mesh(data=8)) == []
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)])
-def test_every_device_gets_its_rows(shape):
-    mesh = make_mesh(*shape)
-    ways = shape[0] * shape[1]
+@pytest.mark.parametrize(
+    "name", ["data 1", "data 8", "data 2 x fsdp 2 x tensor 2", "stage 2 x expert 4", "seq 8"]
+)
+def test_every_device_gets_its_rows(name):
+    mesh = runs.mesh(**runs.shape_of(name))
+    ways = math.prod(mesh.shape[axis] for axis in sharding.ROW_AXES)
     tokens = np.arange(8 * 3).reshape(8, 3)
     rows = sharding.local_rows(mesh, 8)
     np.testing.assert_array_equal(rows, np.arange(8))  # all devices are of this process
     batch = sharding.global_batch(mesh, rows, {"tokens": tokens[rows]}, 8)["tokens"]
     np.testing.assert_array_equal(batch, tokens)
     for shard in batch.addressable_shards:
-        data, fsdp, _ = (int(i[0]) for i in np.nonzero(mesh.devices == shard.device))
-        part = data * shape[1] + fsdp
+        place = [int(i[0]) for i in np.nonzero(mesh.devices == shard.device)]
+        sizes = [mesh.shape[axis] for axis in sharding.ROW_AXES]
+        part = np.ravel_multi_index(place[: len(sizes)], sizes)
         wanted = tokens[part * 8 // ways : (part + 1) * 8 // ways]
         np.testing.assert_array_equal(shard.data, wanted)
 
 
 @pytest.mark.parametrize(
-    "shape, devices",
+    "name, devices",
     [
-        ((3, 1, 1), 8), ((1, 3, 1), 8), ((1, 1, 3), 8), ((-1, 3, 1), 8), ((-1, 1, 16), 8),
-        ((-1, -1, 1), 8), ((0, 1, 1), 8), ((-2, 1, 1), 8), ((4, 4, 1), 8), ((2, 2, 2), 1),
-        ((-1, 3, 5), 8), ((3, -1, 1), 8), ((1, 1, 1), 8), ((3, 3, -1), 8),
+        ("data 3", 8), ("fsdp 3", 8), ("tensor 3", 8), ("data -1 x fsdp 3", 8),
+        ("data -1 x tensor 16", 8), ("data -1 x fsdp -1", 8), ("data 0", 8), ("data -2", 8),
+        ("data 4 x fsdp 4", 8), ("data 2 x fsdp 2 x tensor 2", 1),
+        ("data -1 x fsdp 3 x tensor 5", 8), ("data 3 x fsdp -1", 8), ("data 1", 8),
+        ("data 3 x fsdp 3 x tensor -1", 8), ("stage 3 x seq -1", 8),
+        ("slice 2 x expert 3 x seq 5", 8),
     ],
 )  # fmt: skip
-def test_a_mesh_that_does_not_fit_names_edits_that_work(shape, devices):
-    section = dict(zip(sharding.MESH_AXES, shape, strict=True))
+def test_a_mesh_that_does_not_fit_names_edits_that_work(name, devices):
+    section = runs.shape_of(name)
     with pytest.raises(ConfigError, match=r"config\.mesh") as caught:
         sharding.mesh_shape(section, devices)
     text = str(caught.value)
     edits = runs.edits(text)
     assert edits, text
-    for name, value in edits:
-        section[name.removeprefix("mesh.")] = int(value)
+    for field, value in edits:
+        section[field.removeprefix("mesh.")] = int(value)
     fitting = sharding.mesh_shape(section, devices)
     assert math.prod(fitting.values()) == devices

@@ -15,7 +15,7 @@ from jaxllm import trees
 from jaxllm.dims import ParamInfo
 from jaxllm.models import attention
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.transformer import Transformer
+from jaxllm.models.transformer import Transformer, is_whole
 
 UNROLL_ON_CPU = 8  # layers
 
@@ -28,8 +28,11 @@ class Model(NamedTuple):
         init: key -> params, nested dicts of float32 arrays.
         whole: params -> params, those outside the layers whole over the devices that share
             rows; what the others below take.
-        hidden: (params, batch, key=None) -> final hidden states [B, T, D]; key: one a row.
+        hidden: (params, batch, key=None) -> (final hidden states [B, T, D], {name: sum over the
+            tokens of a loss of the routers, weighted}); key: one a row.
         logits: (params, x [..., D]) -> float32 logits [..., V].
+        scores: (params, x [B, T, D], targets int32[B, T]) -> `Scores`; all that a cross-entropy
+            needs, also where the vocabulary is split.
         apply: (params, batch, key=None) -> float32 logits [B, T, V]; gathers by itself.
         extend: (params, batch, cache) -> (logits [B, T, V], cache), for decoding.
     """
@@ -39,6 +42,7 @@ class Model(NamedTuple):
     whole: Callable
     hidden: Callable
     logits: Callable
+    scores: Callable
     apply: Callable
     extend: Callable
 
@@ -54,7 +58,7 @@ def _abstract_module(c):
     return nnx.eval_shape(lambda: Transformer(c, rngs=nnx.Rngs(params=0)))
 
 
-def for_platform(c, platform, length):
+def for_platform(c, platform, length, devices=1):
     """Returns the config with what is left to the backend filled in.
 
     XLA's CPU backend copies the stacked residuals of a scan; without one a step takes two thirds of
@@ -65,6 +69,7 @@ def for_platform(c, platform, length):
         c: resolved configuration.
         platform: "cpu", "gpu" or "tpu"; "" checks what can be checked without.
         length: tokens in a row.
+        devices: how many share a row (mesh axis seq).
 
     Raises:
         ConfigError: a kernel that does not run there.
@@ -72,13 +77,8 @@ def for_platform(c, platform, length):
     short = platform == "cpu" and c.layers <= UNROLL_ON_CPU
     unroll = c.unroll or (c.layers if short else 1)
     products = {"auto": "flat" if platform == "cpu" else "direct"}.get(c.products, c.products)
-    kernel = attention.choose(c, length, platform)
+    kernel = attention.choose(c, length, platform, devices)
     return dataclasses.replace(c, unroll=unroll, products=products, attention=kernel)
-
-
-def is_whole(path, x):
-    """Leaves a parameter as it is; the default where none is gathered by hand."""
-    return x
 
 
 def make(c, shard=place_nowhere, gather=is_whole):
@@ -106,21 +106,25 @@ def make(c, shard=place_nowhere, gather=is_whole):
         return trees.map_with_path(one, params)
 
     def hidden(params, batch, key=None):
-        return module(params).hidden(batch, shard, gather, key)[0]
+        x_BTD, _, losses = module(params).hidden(batch, shard, gather, key)
+        return x_BTD, losses
 
     def logits(params, x):
         return module(params).logits(x)
 
+    def scores(params, x, targets):
+        return module(params).scores(x, targets)
+
     def apply(params, batch, key=None):
         params = whole(params)
-        return logits(params, hidden(params, batch, key))
+        return logits(params, hidden(params, batch, key)[0])
 
     def extend(params, batch, cache):
         params = whole(params)
-        x_BTD, cache = module(params).hidden(batch, shard, gather, cache=cache)
+        x_BTD, cache, _ = module(params).hidden(batch, shard, gather, cache=cache)
         return logits(params, x_BTD), cache
 
-    return Model(c, init, whole, hidden, logits, apply, extend)
+    return Model(c, init, whole, hidden, logits, scores, apply, extend)
 
 
 @functools.lru_cache

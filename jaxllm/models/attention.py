@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import ConfigError
+from jaxllm.models import ring
 from jaxllm.models.layers import Norm, Projection, rotate, rotate_by_product, softcap
 from jaxllm.models.splash import splash, why_not
+from jaxllm.sharding import wire
 
 
 class Rows(NamedTuple):
@@ -94,21 +96,29 @@ def xla(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap):
     )
 
 
-ATTENTION = {"reference": reference, "xla": xla, "splash": splash}
+ATTENTION = {"reference": reference, "xla": xla, "splash": splash, "blocks": ring.blocks}
 
 
-def choose(c, length, platform):
+def choose(c, length, platform, devices=1):
     """Returns the name of the kernel that `config.model.attention` stands for.
 
     Args:
         c: the model's configuration.
         length: tokens in a row.
         platform: "cpu", "gpu" or "tpu", or "" where it is not yet known.
+        devices: how many share a row (mesh axis seq).
 
     Raises:
         ConfigError: unknown kernel, or one that lacks what the model needs.
     """
     name, lacks = c.attention, why_not(c, length)
+    if devices > 1:
+        if name not in ("auto", "blocks"):
+            raise ConfigError(
+                f"config.model.attention={name!r} needs whole rows, and mesh.seq={devices} splits "
+                "them.\n  Try --config.model.attention=auto."
+            )
+        return "blocks"
     if name == "auto":
         return "splash" if platform == "tpu" and not lacks else "reference"
     if name not in ATTENTION:
@@ -138,11 +148,11 @@ class Attention(nnx.Module):
         self.v = Projection("BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
         # Small at the start, so that the sum over 2 L branches keeps the size of its parts.
         std = (c.heads * c.head_width * 2 * c.layers) ** -0.5
-        self.o = Projection("BTNH,NHD->BTD", sizes, bias=c.out_bias, std=std, **keywords)
+        self.o = Projection("BTNH,NHD->BTD", sizes, bias=c.out_bias, std=std, sums=True, **keywords)
         self.q_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
         self.k_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
         self.rotate = rotate_by_product if c.products == "direct" else rotate
-        self.window = c.window
+        self.window, self.group, self.kv_heads = c.window, c.group, c.kv_heads
         self.scale, self.cap = c.query_scale, c.attention_softcap
         # Not yet chosen where a model is made for no mesh, so for no platform.
         self.kernel = "reference" if c.attention == "auto" else c.attention
@@ -151,7 +161,7 @@ class Attention(nnx.Module):
         """Attends.
 
         Args:
-            x_BTD: input.
+            x_BTD: input, joined over `tensor`.
             angles: (cos, sin) of the rotary positions, or None.
             rows: `Rows` of the queries and keys.
             shard: function (x, *logical axes) -> x that places an activation on the mesh.
@@ -159,9 +169,11 @@ class Attention(nnx.Module):
             cache: None, or {"k", "v": [B, S, K, H], "at": first index of the queries}.
 
         Returns:
-            (output [B, T, D], cache with the new keys and values, or None).
+            (output [B, T / tensor, D], cache with the new keys and values, or None).
         """
-        q_BTNH, k_BSKH, v_BSKH = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        q_BTNH = self.q(x_BTD)
+        only = self._key_heads(q_BTNH.shape[2])
+        k_BSKH, v_BSKH = self.k(x_BTD, only), self.v(x_BTD, only)
         if self.q_norm is not None:
             q_BTNH, k_BSKH = self.q_norm(q_BTNH), self.k_norm(k_BSKH)
         if angles is not None:
@@ -180,3 +192,12 @@ class Attention(nnx.Module):
         kernel = ATTENTION[self.kernel] if cache is None else reference
         y_BTNH = kernel(q_BTNH, k_BSKH, v_BSKH, rows, **options)
         return self.o(shard(y_BTNH, "batch", "length", "heads", "head")), cache
+
+    def _key_heads(self, heads):
+        """Which key heads serve the query heads of this device: (first, count), or None for all.
+
+        Where there are fewer key heads than devices, each device has the weights of all of them.
+        """
+        if self.k.w.shape[1] < self.kv_heads or heads == self.group * self.kv_heads:
+            return None
+        return wire.index("tensor") * heads // self.group, max(heads // self.group, 1)

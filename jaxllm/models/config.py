@@ -28,6 +28,13 @@ NOT_NEGATIVE = (
     "attention_softcap",
     "logit_softcap",
     "unroll",
+    "pipeline_pieces",
+    "experts",
+    "expert_width",
+    "shared_experts",
+    "capacity",
+    "balance_loss",
+    "router_z_loss",
 )
 
 
@@ -74,6 +81,16 @@ class ModelConfig:
     attention_softcap: float = 0.0  # c: scores become c·tanh(score / c); 0: off
     logit_softcap: float = 0.0
 
+    experts: int = 0  # MLPs that a router chooses among; 0: one MLP for all tokens
+    experts_per_token: int = 2
+    expert_width: int = 0  # 0: mlp_width
+    moe_every: int = 1  # every n-th layer has experts, the others one MLP
+    shared_experts: int = 0  # as wide as so many experts: an MLP that all tokens go through besides
+    capacity: float = 0.0  # places at each expert over those of equal shares; 0: none is dropped
+    router_norm: bool = True  # chosen weights add up to 1 (Mixtral; not Switch)
+    balance_loss: float = 0.01  # weight of the load-balancing loss
+    router_z_loss: float = 0.001  # weight of the routers' squared log-partition (ST-MoE)
+
     activation: str = "silu"
     gated: bool = True  # SwiGLU, GeGLU: act(x·gate) · (x·up)
     parallel: bool = False  # attention and MLP read the same input (PaLM, Phi-2)
@@ -84,6 +101,8 @@ class ModelConfig:
     attention: str = "auto"  # kernel; a key of models.attention.ATTENTION
     remat: str = "none"  # what the backward pass recomputes: none, dots (all but dots), full
     unroll: int = 0  # layers an iteration of the layer scan; 0: all of up to 8 on a CPU, else 1
+    pipeline_pieces: int = 0  # that a device's rows go through the stages in; 0: one row each
+    pipeline_rounds: int = 1  # how often a piece goes round the stages; more: smaller bubble
     products: str = "auto"  # flat: of two plain matrices, as a CPU has it; direct; auto
     dtype: str = "float32"  # of the computation; parameters are stored in float32
 
@@ -94,8 +113,13 @@ class ModelConfig:
 
     @property
     def period(self):
-        """Layers after which the pattern of windowed and global layers repeats."""
-        return self.global_every if self.window and self.global_every else 1
+        """Layers after which the pattern of windows and experts repeats."""
+        windows = self.global_every if self.window and self.global_every else 1
+        return math.lcm(windows, self.moe_every if self.experts else 1)
+
+    def has_experts(self, layer):
+        """Whether `layer` has experts in the place of one MLP."""
+        return bool(self.experts) and layer % self.moe_every == self.moe_every - 1
 
     def is_windowed(self, layer):
         """Whether `layer` sees only `window` keys."""
@@ -138,6 +162,7 @@ def resolve(values, *, vocab, length):
         head_width=c.head_width or c.width // max(c.heads, 1),
         positions=c.positions or length,
         rope_local_base=c.rope_local_base or c.rope_base,
+        expert_width=c.expert_width or c.mlp_width,
     )
     c = dataclasses.replace(c, query_scale=c.query_scale or c.head_width**-0.5)
     _check(c, values, vocab, length)
@@ -146,7 +171,18 @@ def resolve(values, *, vocab, length):
 
 def _check(c, values, vocab, length):
     """Raises ConfigError for fields that contradict each other."""
-    for name in ("layers", "width", "mlp_width", "heads", "kv_heads", "head_width", "vocab"):
+    for name in (
+        "layers",
+        "width",
+        "mlp_width",
+        "heads",
+        "kv_heads",
+        "head_width",
+        "vocab",
+        "pipeline_rounds",
+        "experts_per_token",
+        "moe_every",
+    ):
         if getattr(c, name) < 1:
             good = math.gcd(c.width, FIELDS[name]) if name == "heads" else FIELDS[name]
             raise ConfigError(
@@ -171,6 +207,17 @@ def _check(c, values, vocab, length):
         raise ConfigError(
             f"config.model.kv_heads={c.kv_heads} does not divide heads={c.heads}.\n"
             f"  Try --config.model.kv_heads={nearest}."
+        )
+    if c.experts and c.experts_per_token > c.experts:
+        raise ConfigError(
+            f"config.model.experts_per_token={c.experts_per_token} is more than the "
+            f"experts={c.experts} there are.\n  Try --config.model.experts_per_token={c.experts}."
+        )
+    if c.experts and c.moe_every > 1 and c.layers % c.period:
+        raise ConfigError(
+            f"config.model.layers={c.layers} is no multiple of {c.period}, after which the pattern "
+            f"of windows and experts repeats.\n"
+            f"  Try --config.model.layers={math.ceil(c.layers / c.period) * c.period}."
         )
     if length > c.positions:
         raise ConfigError(

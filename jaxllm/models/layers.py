@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.dims import AXIS_OF_LETTER
+from jaxllm.sharding import wire
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -29,20 +30,23 @@ class Projection(nnx.Module):
     """Multiplies by a weight: the one place in a model that does.
 
     Args:
-        equation: einsum with the house letters, such as "BTD,DNH->BTNH".
+        equation: einsum with the house letters, such as "BTD,DNH->BTNH", or "ECD,EDF->ECF" for a
+            stack of weights.
         sizes: {letter: size} of the weight's letters.
         bias: whether a bias is added over the output's weight letters.
         std: standard deviation of the initial weight; default 1 / sqrt(inputs).
         hidden: False for the output head, which optimizers treat apart from hidden matrices.
+        sums: whether each device of `tensor` has its own inputs, so that products are summed up.
         c: the model's configuration.
     """
 
-    def __init__(self, equation, sizes, *, bias=False, std=None, hidden=True, c, rngs):
+    def __init__(self, equation, sizes, *, bias=False, std=None, hidden=True, sums=False, c, rngs):
         operands, self.out = equation.split("->")
         self.x, self.letters = operands.split(",")
-        self.contracted = "".join(a for a in self.letters if a in self.x)
-        self.made = "".join(a for a in self.letters if a in self.out)
-        self.dtype, self.flat = c.dtype, c.products != "direct"
+        self.contracted = "".join(a for a in self.letters if a not in self.out)
+        self.made = "".join(a for a in self.letters if a not in self.x)
+        self.stacked = len(self.letters) > len(self.contracted) + len(self.made)
+        self.dtype, self.flat, self.sums = c.dtype, c.products != "direct", sums
         axes = [AXIS_OF_LETTER[a] for a in self.letters]
         inputs = [AXIS_OF_LETTER[a] for a in self.contracted]
         fan_in = math.prod(sizes[a] for a in self.contracted)
@@ -53,12 +57,31 @@ class Projection(nnx.Module):
         axes = [AXIS_OF_LETTER[a] for a in self.made]
         self.b = make_param(ZEROS, rngs.params(), shape, axes) if bias else None
 
-    def __call__(self, x):
-        """Returns the projection of x in the dtype of the computation."""
+    def __call__(self, x, only=None, sizes=None):
+        """Returns the projection of x in the dtype of the computation.
+
+        Args:
+            x: the input.
+            only: (first, count) of the weight's second dimension that are asked for; None for all.
+            sizes: where x is [M, …], sorted by the weights of a stack: how many each has, int32[E].
+        """
         x, w = x.astype(self.dtype), self.w[...].astype(self.dtype)
+        b = None if self.b is None else self.b[...].astype(self.dtype)
+        if only:
+            w = jax.lax.dynamic_slice_in_dim(w, *only, axis=1)
+            b = None if b is None else jax.lax.dynamic_slice_in_dim(b, *only, axis=0)
+        if sizes is not None:
+            y = jax.lax.ragged_dot(x, w, sizes)
+        elif self.stacked:
+            y = jnp.einsum(f"{self.x},{self.letters}->{self.out}", x, w)
+        else:
+            y = self._multiply(x, w)
+        y = wire.sum_parts(y) if self.sums else y
+        return y if b is None else y + b
+
+    def _multiply(self, x, w):
         contracted = len(self.contracted)
-        y = flat_product(x, w, contracted) if self.flat else jnp.tensordot(x, w, contracted)
-        return y if self.b is None else y + self.b[...].astype(self.dtype)
+        return flat_product(x, w, contracted) if self.flat else jnp.tensordot(x, w, contracted)
 
 
 def flat_product(x, w, contracted):
@@ -164,12 +187,18 @@ def split_keys(key_B, count):
     return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, count))(key_B), 0, 1)
 
 
-def dropout(x, rate, key_B):
-    """Zeroes a fraction `rate` of x [B, ...] and scales up the rest; does nothing without keys.
+def dropout(x_BTD, rate, key_B, index_BT):
+    """Zeroes a fraction `rate` of x and scales up the rest; does nothing without keys.
 
-    Each row has its own key, so that what is dropped depends on neither devices nor pieces.
+    Each token has its own key, made of its row's and its index in the row, so that what is dropped
+    depends on neither devices nor pieces.
     """
     if key_B is None or rate == 0:
-        return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(key_B)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+        return x_BTD
+
+    def of_token(key, index):
+        return jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, x_BTD.shape[2:])
+
+    index_BT = jnp.broadcast_to(index_BT, x_BTD.shape[:2])
+    keep = jax.vmap(jax.vmap(of_token, (None, 0)))(key_B, index_BT)
+    return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from jaxllm import sharding
-
 LANES = 128  # the kernel's tiles: head widths and lengths are multiples of it
 BLOCK = 512  # queries and keys a block, at most
 
@@ -61,4 +59,4 @@ def splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, interpret=False)
 
     swap = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
     arrays = swap(q_BTNH * scale), swap(k_BSKH), swap(v_BSKH)
-    return swap(sharding.by_heads(heads)(rows.key_segment_BS, *arrays))
+    return swap(heads(rows.key_segment_BS, *arrays))

@@ -1,14 +1,15 @@
 """The decoder-only transformer: blocks stacked on axis 0 and scanned."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllm.models import pipeline
 from jaxllm.models.attention import Attention, Rows
 from jaxllm.models.layers import (
-    ACTIVATIONS,
     Norm,
     Projection,
     dropout,
@@ -17,6 +18,9 @@ from jaxllm.models.layers import (
     softcap,
     split_keys,
 )
+from jaxllm.models.mlp import Mlp
+from jaxllm.models.moe import Moe
+from jaxllm.sharding import wire
 
 # What the backward pass may keep; the rest it computes again.
 REMAT = {
@@ -29,36 +33,33 @@ REMAT = {
 LOGIT_STD = 0.3
 
 
-class Mlp(nnx.Module):
-    """Two matrices, or three where gated (Shazeer 2020, arXiv:2002.05202)."""
+class Scores(NamedTuple):
+    """What a cross-entropy needs of the logits, float32[B, T].
 
-    def __init__(self, c, *, rngs):
-        sizes = {"D": c.width, "F": c.mlp_width}
-        keywords = dict(bias=c.mlp_bias, c=c, rngs=rngs)
-        self.gate = Projection("BTD,DF->BTF", sizes, **keywords) if c.gated else None
-        self.up = Projection("BTD,DF->BTF", sizes, **keywords)
-        std = (c.mlp_width * 2 * c.layers) ** -0.5
-        self.down = Projection("BTF,FD->BTD", sizes, std=std, **keywords)
-        self.activation = c.activation
+    Attributes:
+        partition_BT: logarithm of the sum of their exponentials.
+        chosen_BT: logit of the target.
+        top_BT: the largest; it has no gradient.
+    """
 
-    def __call__(self, x_BTD, shard):
-        """Returns [B, T, D]."""
-        act, up_BTF = ACTIVATIONS[self.activation], self.up(x_BTD)
-        y_BTF = act(up_BTF) if self.gate is None else act(self.gate(x_BTD)) * up_BTF
-        return self.down(shard(y_BTF, "batch", "length", "mlp"))
+    partition_BT: Any
+    chosen_BT: Any
+    top_BT: Any
 
 
 class Context(NamedTuple):
     """What every layer reads besides its input.
 
     Attributes:
-        rows: where queries and keys stand.
+        index_BT: place in its row of each token of the stream.
+        rows: where queries and keys stand, joined over `tensor`.
         angles: {windowed: (cos, sin)}, or {False: None, True: None} without rotary positions.
         at: index in the cache of the first query, or None.
         shard: function (x, *logical axes) -> x.
         gather: function (path, parameter) -> parameter, whole over the devices that share rows.
     """
 
+    index_BT: Any
     rows: Rows
     angles: dict
     at: Any
@@ -67,10 +68,18 @@ class Context(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Attention and MLP with their norms and residual sums."""
+    """Attention and MLP, or experts, with their norms and residual sums.
+
+    Where some layers have experts and others have not, a block is made without either, and
+    `Transformer` stacks them apart.
+    """
 
     def __init__(self, c, *, rngs):
-        self.attn, self.mlp = Attention(c, rngs=rngs), Mlp(c, rngs=rngs)
+        self.attn = Attention(c, rngs=rngs)
+        if not c.experts:
+            self.mlp = Mlp(c, c.mlp_width, rngs=rngs)
+        elif c.moe_every == 1:
+            self.moe = Moe(c, rngs=rngs)
         self.place, self.parallel, self.rate = c.norm_place, c.parallel, c.dropout
         self.attn_norm = Norm(c, c.width, "D", rngs=rngs)
         two, around = not c.parallel, c.norm_place == "around"
@@ -78,39 +87,57 @@ class Block(nnx.Module):
         self.attn_out_norm = Norm(c, c.width, "D", rngs=rngs) if around else None
         self.mlp_out_norm = Norm(c, c.width, "D", rngs=rngs) if two and around else None
 
-    def __call__(self, x_BTD, context, *, windowed, key, cache):
-        """Returns (x of the next layer, cache or None)."""
-        keys = split_keys(key, 2)
+    def __call__(self, x_BTD, context, *, windowed, sparse, key, cache):
+        """Returns (x of the next layer, cache or None, sums of the router's losses).
+
+        Args:
+            x_BTD: input.
+            context: `Context`.
+            windowed: whether this layer sees only the model's window.
+            sparse: whether it has experts.
+            key: one dropout key a row, or None.
+            cache: None, or {"k", "v": [B, S, K, H]}.
+        """
+        keys, losses = split_keys(key, 2), {}
 
         def attend(y_BTD):
             held = None if cache is None else {**cache, "at": context.at}
             y_BTD, new = self.attn(
-                y_BTD,
+                wire.join(y_BTD),
                 context.angles[windowed],
                 context.rows,
                 context.shard,
                 windowed=windowed,
                 cache=held,
             )
-            return dropout(y_BTD, self.rate, keys[0]), new
+            return dropout(y_BTD, self.rate, keys[0], context.index_BT), new
 
         def feed(y_BTD):
-            return dropout(self.mlp(y_BTD, context.shard), self.rate, keys[1])
+            y_BTD = wire.join(y_BTD)
+            if sparse:
+                segment_BT, decodes = context.rows.query_segment_BT, cache is not None
+                y_BTD, found = self.moe(y_BTD, segment_BT, context.shard, dropless=decodes)
+                losses.update(found)
+            else:
+                y_BTD = self.mlp(y_BTD, context.shard)
+            return dropout(y_BTD, self.rate, keys[1], context.index_BT)
 
         if self.place == "post":  # x = norm(x + f(x)), as in the 2017 transformer
             y_BTD, new = attend(x_BTD)
             if self.parallel:
-                return self.attn_norm(x_BTD + y_BTD + feed(x_BTD)), new
+                return self.attn_norm(x_BTD + y_BTD + feed(x_BTD)), new, losses
             x_BTD = self.attn_norm(x_BTD + y_BTD)
-            return self.mlp_norm(x_BTD + feed(x_BTD)), new
+            return self.mlp_norm(x_BTD + feed(x_BTD)), new, losses
         h_BTD = self.attn_norm(x_BTD)
         y_BTD, new = attend(h_BTD)
         if self.parallel:  # x + attention(norm(x)) + mlp(norm(x)): one norm serves both
             y_BTD = y_BTD + feed(h_BTD)
-            return x_BTD + (y_BTD if self.attn_out_norm is None else self.attn_out_norm(y_BTD)), new
+            y_BTD = y_BTD if self.attn_out_norm is None else self.attn_out_norm(y_BTD)
+            return x_BTD + y_BTD, new, losses
         x_BTD = x_BTD + (y_BTD if self.attn_out_norm is None else self.attn_out_norm(y_BTD))
         y_BTD = feed(self.mlp_norm(x_BTD))
-        return x_BTD + (y_BTD if self.mlp_out_norm is None else self.mlp_out_norm(y_BTD)), new
+        y_BTD = y_BTD if self.mlp_out_norm is None else self.mlp_out_norm(y_BTD)
+        return x_BTD + y_BTD, new, losses
 
 
 class Transformer(nnx.Module):
@@ -130,7 +157,18 @@ class Transformer(nnx.Module):
         )
         self.position = make_param(normal(0.02), rngs.params(), shape, axes) if learned else None
         keys = jax.random.split(rngs.params(), c.layers)
-        self.layers = nnx.vmap(lambda key: Block(c, rngs=nnx.Rngs(params=key)))(keys)
+
+        def stack(make, keys):
+            return nnx.vmap(lambda key: make(rngs=nnx.Rngs(params=key)))(keys)
+
+        self.layers = stack(functools.partial(Block, c), keys)
+        if c.experts and c.moe_every > 1:
+            of_mlp, of_moe = jax.random.split(rngs.params())
+            sparse = c.layers // c.moe_every
+            keys = jax.random.split(of_mlp, c.layers - sparse)
+            self.layers.mlp = stack(functools.partial(Mlp, c, c.mlp_width), keys)
+            keys = jax.random.split(of_moe, sparse)
+            self.layers.moe = stack(functools.partial(Moe, c), keys)
         self.final_norm = None if c.norm_place == "post" else Norm(c, c.width, "D", rngs=rngs)
         sizes, options = {"D": c.width, "V": c.vocab}, dict(std=std, hidden=False, c=c)
         self.head = (
@@ -143,27 +181,34 @@ class Transformer(nnx.Module):
         """Runs everything but the head, whose and whose table's weights are given whole.
 
         Args:
-            batch: {"tokens", "position", "segment": int32[B, T]}.
+            batch: {"tokens", "position", "segment": int32[B, T]}, and "index" where rows are
+                split.
             shard: function (x, *logical axes) -> x.
             gather: function (path, parameter) -> parameter, for the parameters of one layer.
             key: one dropout key a row [B], or None for no dropout.
             cache: None, or what `cache.make` returns.
 
         Returns:
-            (final hidden state [B, T, D], cache with the new keys and values, or None).
+            (final hidden state [B, T, D], cache with the new keys and values, or None, sums of the
+            routers' losses).
         """
         c, keys = self.c, split_keys(key, 2)
         # Gathered whole over fsdp first: rows, not parts of their width, are looked up.
         table_VD = shard(self.embed[...], "vocab", "embed")
-        x_BTD = jnp.take(table_VD, batch["tokens"], axis=0).astype(c.dtype)
+        if self._splits_vocab():
+            x_BTD = wire.own_rows(table_VD, wire.join(batch["tokens"])).astype(c.dtype)
+            x_BTD = wire.sum_parts(x_BTD)
+        else:
+            x_BTD = jnp.take(table_VD, batch["tokens"], axis=0).astype(c.dtype)
         if c.embed_scale:
             x_BTD = x_BTD * jnp.asarray(c.width**0.5, c.dtype)
         if self.position is not None:
             x_BTD = x_BTD + jnp.take(self.position[...], batch["position"], axis=0).astype(c.dtype)
-        x_BTD = dropout(shard(x_BTD, "batch", "length", "embed"), c.dropout, keys[0])
         context, cache = self._context(batch, shard, gather, cache)
-        x_BTD, cache = self._run_layers(x_BTD, context, keys[1], cache)
-        return x_BTD if self.final_norm is None else self.final_norm(x_BTD), cache
+        x_BTD = shard(x_BTD, "batch", "length", "embed")
+        x_BTD = dropout(x_BTD, c.dropout, keys[0], context.index_BT)
+        x_BTD, cache, losses = self._run_layers(x_BTD, context, keys[1], cache)
+        return x_BTD if self.final_norm is None else self.final_norm(x_BTD), cache, losses
 
     def logits(self, x_BTD):
         """Returns float32 logits [..., V] of final hidden states [..., D]."""
@@ -175,6 +220,33 @@ class Transformer(nnx.Module):
         z = z.astype(jnp.float32)
         return softcap(z, c.logit_softcap) if c.logit_softcap else z
 
+    def _splits_vocab(self):
+        """Whether this device has only some rows of the table and columns of the head."""
+        return self.embed[...].shape[0] < self.c.vocab
+
+    def scores(self, x_BTD, target_BT):
+        """Returns the `Scores` of targets, without the logits of the whole vocabulary at once.
+
+        Args:
+            x_BTD: final hidden states.
+            target_BT: int32.
+        """
+        split = self._splits_vocab()
+        if split:
+            x_BTD, target_BT = wire.join(x_BTD), wire.join(target_BT)
+        z_BTV = self.logits(x_BTD)
+        top_BT = jnp.max(jax.lax.stop_gradient(z_BTV), axis=-1)
+        top_BT = wire.largest(top_BT) if split else top_BT
+        sum_BT = jnp.sum(jnp.exp(z_BTV - top_BT[..., None]), axis=-1)
+        # A select, not a gather: it fuses, and its gradient is no scatter.
+        first = wire.index("tensor") * z_BTV.shape[-1] if split else 0
+        is_target = jnp.arange(z_BTV.shape[-1]) == (target_BT - first)[..., None]
+        chosen_BT = jnp.sum(jnp.where(is_target, z_BTV, 0.0), axis=-1)
+        if split:
+            sum_BT, chosen_BT = wire.sum_parts(sum_BT), wire.sum_parts(chosen_BT)
+            top_BT = wire.own_part(top_BT)
+        return Scores(top_BT + jnp.log(sum_BT), chosen_BT, top_BT)
+
     def _context(self, batch, shard, gather, cache):
         """Gathers what all layers share, and the cache's part that is stacked by layer."""
         c, T = self.c, batch["tokens"].shape[1]
@@ -182,11 +254,15 @@ class Transformer(nnx.Module):
         if c.position == "rope":
             kinds = {c.is_windowed(layer) for layer in range(c.layers)}
             for windowed in kinds:
-                angles[windowed] = rope_angles(c, batch["position"], windowed=windowed)
+                angles[windowed] = rope_angles(c, wire.join(batch["position"]), windowed=windowed)
+        if cache is None and "index" in batch:
+            index_BT, segment_BT = wire.join(batch["index"]), wire.join(batch["segment"])
+            rows = Rows(index_BT, index_BT, segment_BT, segment_BT)
+            return Context(batch["index"], rows, angles, None, shard, gather), None
         index_T = jnp.arange(T, dtype=jnp.int32)[None]
         if cache is None:
             rows = Rows(index_T, index_T, batch["segment"], batch["segment"])
-            return Context(rows, angles, None, shard, gather), None
+            return Context(index_T, rows, angles, None, shard, gather), None
         at = cache["at"]
         segment_BS = jax.lax.dynamic_update_slice_in_dim(
             cache["segment"], batch["segment"], at, axis=1
@@ -194,61 +270,134 @@ class Transformer(nnx.Module):
         key_S = jnp.arange(segment_BS.shape[1], dtype=jnp.int32)[None]
         rows = Rows(index_T + at, key_S, batch["segment"], segment_BS)
         cache = {**cache, "segment": segment_BS, "at": at + T}
-        return Context(rows, angles, at, shard, gather), cache
+        return Context(index_T + at, rows, angles, at, shard, gather), cache
 
     def _run_layers(self, x_BTD, context, key, cache):
-        """Scans the stacked layers, `period` at a time, so that what differs is static."""
+        """Runs all layers: scanned, or through the stages of a pipeline."""
         c = self.c
-        graph, stacked = nnx.split(self.layers)
-        per_layer = {"weights": stacked}
-        if key is not None:
-            per_layer["key"] = split_keys(key, c.layers)
-        if cache is not None:
-            per_layer["cache"] = {"k": cache["k"], "v": cache["v"]}
+        graph, weights = nnx.split(self.layers)
+        if wire.size("stage") == 1:
+            per_layer = {"weights": weights}
+            if key is not None:
+                per_layer["key"] = split_keys(key, c.layers)
+            if cache is not None:
+                per_layer["cache"] = {"k": cache["k"], "v": cache["v"]}
+            x_BTD, new, losses = self._scan_layers(graph, x_BTD, context, per_layer, c.layers)
+            return x_BTD, cache if cache is None else {**cache, **new}, losses
+        layers = c.layers // wire.size("stage") // c.pipeline_rounds  # a chunk
 
-        def one(x_BTD, layer, windowed):
-            weights = nnx.map_state(
-                lambda path, variable: variable.replace(
-                    context.gather("layers/" + "/".join(map(str, path)), variable[...])
-                ),
-                layer["weights"],
-            )
-            block = nnx.merge(graph, weights)
+        def chunk(x_BTD, shared, weights, number):
+            index_BT, rows, angles, key = shared
+            per_layer = {"weights": weights}
+            if key is not None:
+                keys = split_keys(key, c.layers)
+                per_layer["key"] = jax.lax.dynamic_slice_in_dim(keys, number * layers, layers)
+            here = Context(index_BT, rows, angles, None, context.shard, is_whole)
+            x_BTD, _, losses = self._scan_layers(graph, x_BTD, here, per_layer, layers)
+            return x_BTD, losses
+
+        B = x_BTD.shape[0]
+        shared = jax.tree.map(
+            lambda a: jnp.broadcast_to(a, (B, *a.shape[1:])),
+            (context.index_BT, context.rows, context.angles, key),
+        )
+        options = dict(pieces=c.pipeline_pieces or B, rounds=c.pipeline_rounds)
+        gather = functools.partial(_gather_layers, context.gather)
+        x_BTD, losses = pipeline.run(chunk, x_BTD, shared, weights, gather, **options)
+        return x_BTD, None, losses
+
+    def _scan_layers(self, graph, x_BTD, context, per_layer, layers):
+        """Scans stacked layers, `period` at a time, so that what differs is static.
+
+        Args:
+            graph: of one layer, as `nnx.split` gives it.
+            x_BTD: input.
+            context: `Context`.
+            per_layer: {"weights", "key", "cache"}: stacked, the last two where there are any.
+            layers: how many; the first begins a period.
+
+        Returns:
+            (x of the next layer, {"k", "v"} stacked, or None without a cache, sums of the routers'
+            losses).
+        """
+        c = self.c
+
+        def one(x_BTD, layer, windowed, sparse):
+            block = nnx.merge(graph, _gather_layers(context.gather, layer["weights"]))
             held, dropped = layer.get("cache"), layer.get("key")
-            x_BTD, new = block(x_BTD, context, windowed=windowed, key=dropped, cache=held)
-            return context.shard(x_BTD, "batch", "length", "embed"), new
+            x_BTD, new, losses = block(
+                x_BTD, context, windowed=windowed, sparse=sparse, key=dropped, cache=held
+            )
+            return context.shard(x_BTD, "batch", "length", "embed"), (new, losses)
 
-        if c.remat != "none" and cache is None:
-            one = jax.checkpoint(one, policy=REMAT[c.remat], static_argnums=2, prevent_cse=False)
-
-        def several(x_BTD, layers, first, count):
-            new = []
-            for i in range(count):
-                layer = jax.tree.map(lambda a, i=i: a[i], layers)
-                x_BTD, held = one(x_BTD, layer, c.is_windowed(first + i))
-                new.append(held)
-            return x_BTD, jax.tree.map(lambda *a: jnp.stack(a), *new)
-
-        if c.unroll >= c.layers:
-            x_BTD, new = several(x_BTD, per_layer, 0, c.layers)
-            return x_BTD, cache if cache is None else {**cache, **new}
-        period, whole = c.period, c.layers // c.period * c.period
-        scanned = per_layer
-        if period > 1:
-            scanned = jax.tree.map(
-                lambda a: a[:whole].reshape(whole // period, period, *a.shape[1:]), per_layer
+        if c.remat != "none" and "cache" not in per_layer:
+            one = jax.checkpoint(
+                one, policy=REMAT[c.remat], static_argnums=(2, 3), prevent_cse=False
             )
 
-        def body(x_BTD, layers):
-            if period == 1:
-                return one(x_BTD, layers, c.is_windowed(0))
-            return several(x_BTD, layers, 0, period)
+        def several(x_BTD, stacked, first, count):
+            new, losses = [], []
+            for i in range(count):
+                layer = _layer_of(c, stacked, i)
+                kinds = c.is_windowed(first + i), c.has_experts(first + i)
+                x_BTD, (held, found) = one(x_BTD, layer, *kinds)
+                new.append(held)
+                losses += [found] if found else []
+            new = jax.tree.map(lambda *a: jnp.stack(a), *new)
+            return x_BTD, (new, jax.tree.map(lambda *a: sum(a), *losses) if losses else {})
 
-        x_BTD, new = jax.lax.scan(body, x_BTD, scanned, unroll=max(c.unroll // period, 1))
+        if c.unroll >= layers:
+            return _flat(several(x_BTD, per_layer, 0, layers))
+        period, rounds = c.period, layers // c.period
+        whole, scanned = rounds * period, per_layer
+        if period > 1:  # a stack of some of the layers has whole rounds only
+            scanned = jax.tree.map(lambda a: a[:whole].reshape(rounds, -1, *a.shape[1:]), per_layer)
+
+        def body(x_BTD, layer):
+            if period == 1:
+                return one(x_BTD, layer, c.is_windowed(0), c.has_experts(0))
+            return several(x_BTD, layer, 0, period)
+
+        x_BTD, (new, losses) = jax.lax.scan(body, x_BTD, scanned, unroll=max(c.unroll // period, 1))
+        losses = jax.tree.map(lambda a: a.sum(0), losses)
         if period > 1:
             new = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), new)
-        if whole < c.layers:  # the pattern's last, unfinished round
+        if whole < layers:  # the pattern's last, unfinished round
             rest = jax.tree.map(lambda a: a[whole:], per_layer)
-            x_BTD, last = several(x_BTD, rest, whole, c.layers - whole)
+            x_BTD, (last, more) = several(x_BTD, rest, whole, layers - whole)
             new = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), new, last)
-        return x_BTD, cache if cache is None else {**cache, **new}
+            losses = jax.tree.map(jnp.add, losses, more)
+        return _flat((x_BTD, (new, losses)))
+
+
+def _flat(found):
+    x_BTD, (new, losses) = found
+    return x_BTD, new, losses
+
+
+def _layer_of(c, stacked, i):
+    """Takes layer i of stacks of which those of MLPs and experts may have fewer."""
+    apart = c.experts and c.moe_every > 1
+    sparse = i // c.moe_every
+    index = {"moe": sparse, "mlp": min(i - sparse, c.layers)} if apart else {}
+
+    def pick(path, a):
+        name = str(getattr(path[1], "key", "")) if len(path) > 1 else ""
+        return a[min(index.get(name, i), a.shape[0] - 1)]
+
+    return jax.tree_util.tree_map_with_path(pick, stacked)
+
+
+def is_whole(path, x):
+    """Leaves a parameter as it is; the default where none is gathered by hand."""
+    return x
+
+
+def _gather_layers(gather, weights):
+    """Gathers the parameters of one layer, or of stacked ones."""
+    return nnx.map_state(
+        lambda path, variable: variable.replace(
+            gather("layers/" + "/".join(map(str, path)), variable[...])
+        ),
+        weights,
+    )

@@ -52,7 +52,7 @@ def make(model, *, z_loss=0.0, chunk=0):
         loss(params, refs, batch, key) -> Loss in nats, counted in tokens. `key` is None or one a
         row [B], for dropout. `batch` holds
         tokens, targets, position, segment: int32[B, T], weight: float32[B, T].
-        Sums: loss (without the z-loss), accuracy, z_loss where it is on.
+        Sums: loss (of the tokens alone), accuracy, z_loss where it is on, the routers' losses.
 
     Raises:
         ValueError: an option out of range.
@@ -64,28 +64,23 @@ def make(model, *, z_loss=0.0, chunk=0):
 
     def piece_sums(params, piece):
         x_BTD, target_BT, weight_BT = piece
-        logits_BTV = model.logits(params, x_BTD)
-        partition_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-        # A select, not a gather: it fuses, its gradient is no scatter, and a vocabulary that is
-        # split over the mesh stays split.
-        is_target = jnp.arange(logits_BTV.shape[-1]) == target_BT[..., None]
-        chosen_BT = jnp.sum(jnp.where(is_target, logits_BTV, 0.0), axis=-1)
-        hit_BT = chosen_BT >= jax.lax.stop_gradient(jnp.max(logits_BTV, axis=-1))
+        found = model.scores(params, x_BTD, target_BT)
+        hit_BT = found.chosen_BT >= found.top_BT
         sums = {
-            "loss": jnp.sum((partition_BT - chosen_BT) * weight_BT),
+            "loss": jnp.sum((found.partition_BT - found.chosen_BT) * weight_BT),
             "accuracy": jnp.sum(hit_BT * weight_BT),
         }
         if z_loss:
-            sums["z_loss"] = z_loss * jnp.sum(jnp.square(partition_BT) * weight_BT)
+            sums["z_loss"] = z_loss * jnp.sum(jnp.square(found.partition_BT) * weight_BT)
         return sums
 
     def loss(params, refs, batch, key=None):
         del refs  # nothing frozen takes part
         params = model.whole(params)
-        x_BTD = model.hidden(params, batch, key)
+        x_BTD, extra = model.hidden(params, batch, key)
         n = pieces(*x_BTD.shape[:2], model.config.vocab, chunk)
         sums = add_pieces(piece_sums, params, (x_BTD, batch["targets"], batch["weight"]), n)
-        total = sums["loss"] + sums.get("z_loss", 0.0)
-        return Loss(total, jnp.sum(batch["weight"]), sums)
+        total = sums["loss"] + sums.get("z_loss", 0.0) + sum(extra.values())
+        return Loss(total, jnp.sum(batch["weight"]), sums | extra)
 
     return loss

@@ -18,15 +18,20 @@ CONVENTIONS = ("palm", "causal")
 
 
 def matmul_params(c):
-    """Parameters that multiply once a token: hidden matrices and output head.
+    """Parameters that multiply a token: hidden matrices and output head; of experts, those chosen.
 
     Args:
         c: resolved `models.config.ModelConfig`, or an object with its fields `vocab`, `layers`,
-            `width`, `mlp_width`, `heads`, `kv_heads`, `head_width`, `gated`.
+            `width`, `mlp_width`, `heads`, `kv_heads`, `head_width`, `gated`, and those of experts.
     """
     attention = c.width * c.head_width * (2 * c.heads + 2 * c.kv_heads)
-    mlp = c.width * c.mlp_width * (3 if c.gated else 2)
-    return c.layers * (attention + mlp) + c.vocab * c.width
+    matrices = 3 if c.gated else 2
+    mlp = c.width * c.mlp_width * matrices
+    sparse = c.layers // c.moe_every if c.experts else 0
+    chosen = c.experts_per_token + c.shared_experts
+    experts = c.width * (c.expert_width * matrices * chosen + c.experts)
+    mlps = (c.layers - sparse) * mlp + sparse * experts
+    return c.layers * attention + mlps + c.vocab * c.width
 
 
 def keys_seen(length, window=0):

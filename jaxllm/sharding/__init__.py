@@ -1,16 +1,24 @@
-"""Where arrays live: the mesh, rules from logical axes to mesh axes, and placing trees."""
+"""Where arrays live: the mesh, rules from logical axes to mesh axes, placing trees; the wire."""
 
-from jaxllm.sharding.by_hand import by_heads, make_gather, param_specs, spread
-from jaxllm.sharding.mesh import BATCH_AXES, MESH_AXES, check_splits, make_mesh, mesh_shape
+from jaxllm.sharding import wire
+from jaxllm.sharding.by_hand import make_gather, param_specs, spread
+from jaxllm.sharding.mesh import (
+    LENGTH_AXES,
+    MESH_AXES,
+    ROW_AXES,
+    check_splits,
+    make_mesh,
+    mesh_shape,
+)
 from jaxllm.sharding.place import batch_sharding, global_batch, local_rows, make_shard, replicated
 from jaxllm.sharding.rules import RULES, param_shardings, spec, unsplit
 
 __all__ = [
-    "BATCH_AXES",
+    "LENGTH_AXES",
     "MESH_AXES",
+    "ROW_AXES",
     "RULES",
     "batch_sharding",
-    "by_heads",
     "check_splits",
     "global_batch",
     "local_rows",
@@ -24,4 +32,5 @@ __all__ = [
     "spec",
     "spread",
     "unsplit",
+    "wire",
 ]

@@ -1,40 +1,33 @@
-"""Rows over devices by hand: each device computes its own rows, weights are gathered when used.
+"""Every device computes on its own tokens, by hand; weights are gathered when used.
 
 Left to the compiler, a gradient is summed over all devices and then cut; and a sum inside a loop
-goes over the wire in every round. Here each device differentiates the sum over its own rows. The
-gradient of gathering a weight is to scatter the sum, so half the bytes of a sum over all devices,
-once. The `tensor` axis stays with the compiler.
+goes over the wire in every round. Here each device differentiates the sum over its own tokens: the
+loss is the sum of what the devices return, no token counts twice, and the gradient of each
+collective is the collective that goes the other way. That of gathering a weight is to scatter the
+sum: half the bytes of a sum over all devices, once.
 
 Source: ZeRO stage 3 (Rajbhandari et al. 2020, arXiv:1910.02054).
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxllm import trees
-from jaxllm.sharding.mesh import BATCH_AXES
-from jaxllm.sharding.rules import spec
-
-
-def by_hand(names):
-    """Returns those of some mesh axes (a name, a tuple or None) that rows are split over."""
-    names = (names,) if isinstance(names, str) else names or ()
-    return tuple(name for name in names if name in BATCH_AXES)
+from jaxllm.sharding.mesh import LENGTH_AXES, MESH_AXES, ROW_AXES
+from jaxllm.sharding.rules import GATHERED, spec
 
 
 def param_specs(infos, rules, mesh):
-    """Returns the tree of PartitionSpecs of the parameters over the axes that are done by hand."""
-
-    def one(info):
-        parts = spec(info.axes, info.shape, rules, mesh)
-        return PartitionSpec(*(by_hand(names) or None for names in parts))
-
-    return trees.unflatten({path: one(info) for path, info in infos.items()})
+    """Returns the tree of PartitionSpecs of the parameters."""
+    return trees.unflatten(
+        {path: spec(info.axes, info.shape, rules, mesh) for path, info in infos.items()}
+    )
 
 
 def make_gather(infos, specs, dtype):
-    """Returns gather(path, x) -> x, whole over the axes that rows are split over.
+    """Returns gather(path, x) -> x, whole over the axes that are split only to save memory.
 
     Args:
         infos: {path: ParamInfo}.
@@ -48,15 +41,12 @@ def make_gather(infos, specs, dtype):
 
     def gather(path, x):
         info = infos[path]
-        parts = tuple(specs[path])
-        if info.axes[0] == "layers" and x.ndim == len(info.shape) - 1:
-            parts = parts[1:]
-        if not any(parts):
-            return x
         if info.multiplies:
             x = x.astype(dtype)
+        without = len(info.axes) - x.ndim
+        parts = tuple(specs[path])[without:]
         for dimension, names in enumerate(parts):
-            if names:
+            if names and info.axes[dimension + without] in GATHERED:
                 x = jax.lax.all_gather(x, names, axis=dimension, tiled=True)
         return x
 
@@ -64,7 +54,7 @@ def make_gather(infos, specs, dtype):
 
 
 def spread(function, mesh, specs, *, gradients):
-    """Returns a function over all rows from one over some, for use under `jax.jit`.
+    """Returns a function over all tokens from one over some, for use under `jax.jit`.
 
     Args:
         function: (params, refs, batch, key, *scalars) -> sums, or (sums, gradients); called on
@@ -73,8 +63,9 @@ def spread(function, mesh, specs, *, gradients):
         specs: what `param_specs` returns.
         gradients: whether the function returns them.
 
-    Sums are added up over the devices; a gradient over those that its parameter is not split over
-    (gathering has added up the rest).
+    Axis 0 of every array of a batch is split over ROW_AXES, its last over LENGTH_AXES. Sums are
+    added up over the devices; a gradient over those that its parameter is not split over (gathering
+    has added up the rest).
     """
     if mesh is None or mesh.size == 1:
         return lambda params, refs, batch, key, *scalars: function(
@@ -82,31 +73,57 @@ def spread(function, mesh, specs, *, gradients):
         )
 
     def add_up(x, parts):
-        split = {name for names in parts for name in by_hand(names)}
-        return jax.lax.psum(x, tuple(name for name in BATCH_AXES if name not in split))
+        split = jax.tree.leaves(tuple(parts))  # a part is None, a name, or several
+        return jax.lax.psum(x, tuple(name for name in MESH_AXES if name not in split))
 
     def on_one(params, refs, batch, key, *scalars):
         rows = jax.tree.leaves(batch)[0].shape[0]
-        first = jax.lax.axis_index(BATCH_AXES) * rows
+        first = jax.lax.axis_index(ROW_AXES) * rows
         found = function(params, refs, batch, _row_keys(key, batch, first), *scalars)
         if not gradients:
-            return jax.lax.psum(found, BATCH_AXES)
+            return jax.lax.psum(found, MESH_AXES)
         sums, grads = found
-        return jax.lax.psum(sums, BATCH_AXES), jax.tree.map(add_up, grads, specs)
+        return jax.lax.psum(sums, MESH_AXES), jax.tree.map(add_up, grads, specs)
 
     def on_all(params, refs, batch, key, *scalars):
-        whole = PartitionSpec()
-        ins = (specs, whole, PartitionSpec(BATCH_AXES), whole, *(whole for _ in scalars))
+        whole, batch = PartitionSpec(), deal_length(batch, mesh)
+        places = jax.tree.map(
+            lambda x: PartitionSpec(ROW_AXES, *[None] * (x.ndim - 2), LENGTH_AXES), batch
+        )
         return jax.shard_map(
             on_one,
             mesh=mesh,
-            in_specs=ins,
+            in_specs=(specs, whole, places, whole, *(whole for _ in scalars)),
             out_specs=(whole, specs) if gradients else whole,
-            axis_names=set(BATCH_AXES),
+            axis_names=set(MESH_AXES),
             check_vma=False,
         )(params, refs, batch, key, *scalars)
 
     return on_all
+
+
+def deal_length(batch, mesh):
+    """Orders each row so that every device of `seq` has as many keys to look at as the others.
+
+    With R devices a row is cut into 2 R parts and device i gets parts i and 2 R - 1 - i: queries
+    late in a row see more keys than early ones (Brandon et al. 2023, arXiv:2311.09431). Adds
+    "index", each token's place in its row, where rows are split.
+    """
+    if all(mesh.shape[axis] == 1 for axis in LENGTH_AXES):
+        return batch
+    like, ring = batch["tokens"], mesh.shape["seq"]
+    order = length_order(like.shape[-1], ring)
+    if ring > 1:
+        batch = jax.tree.map(lambda x: jnp.take(x, order, axis=-1), batch)
+    return batch | {"index": jnp.broadcast_to(jnp.asarray(order, jnp.int32), like.shape)}
+
+
+def length_order(length, ring):
+    """The places in a row in the order in which `ring` devices hold them, int[length]."""
+    if ring == 1:
+        return np.arange(length)
+    parts = np.arange(length).reshape(2 * ring, -1)
+    return np.concatenate([parts[[i, 2 * ring - 1 - i]].ravel() for i in range(ring)])
 
 
 def _row_keys(key, batch, first):
@@ -115,23 +132,3 @@ def _row_keys(key, batch, first):
         return None
     rows = jax.tree.leaves(batch)[0].shape[0]
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
-
-
-def by_heads(function):
-    """Returns a function that each device calls on its own heads.
-
-    Its arguments are an array that all heads share, and arrays [B, heads, …]. The compiler cannot
-    split a custom kernel over `tensor`. Of effect only inside `spread`.
-    """
-
-    def call(shared, *arrays):
-        mesh = jax.sharding.get_abstract_mesh()
-        if not mesh.manual_axes or "tensor" in mesh.manual_axes:
-            return function(shared, *arrays)
-        heads = PartitionSpec(None, "tensor")
-        specs = (PartitionSpec(), *(heads for _ in arrays))
-        return jax.shard_map(
-            function, in_specs=specs, out_specs=heads, axis_names={"tensor"}, check_vma=False
-        )(shared, *arrays)
-
-    return call

@@ -1,4 +1,15 @@
-"""The device mesh: axes data, fsdp and tensor, in that order."""
+"""The device mesh: seven axes, those that say least over the wire first.
+
+| Axis   | What is split over it                                       |
+|--------|-------------------------------------------------------------|
+| slice  | rows, between slices joined by the data-centre network      |
+| data   | rows; weights are whole                                     |
+| fsdp   | rows; weights are split and gathered when used              |
+| stage  | layers, and rows outside of them                            |
+| expert | experts, and rows outside of them                           |
+| seq    | the length of a row; keys and values go round a ring        |
+| tensor | heads, MLP width, vocabulary; between them the length       |
+"""
 
 import itertools
 import math
@@ -8,15 +19,16 @@ from jax.sharding import AxisType
 
 from jaxllm.config import ConfigError
 
-MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+MESH_AXES = ("slice", "data", "fsdp", "stage", "expert", "seq", "tensor")
+ROW_AXES = MESH_AXES[:5]  # that axis 0 of a batch is split over
+LENGTH_AXES = MESH_AXES[5:]  # that its length is split over
 
 
 def mesh_shape(section, devices):
     """Returns {axis: size} with the axis that is -1 filled from the number of devices.
 
     Args:
-        section: {"data", "fsdp", "tensor"}: sizes, at most one of them -1.
+        section: {axis of MESH_AXES: size}, at most one of them -1.
         devices: number of devices.
 
     Raises:
@@ -39,7 +51,7 @@ def mesh_shape(section, devices):
     if free and devices % fixed == 0:
         shape[free[0]] = devices // fixed
     elif free or fixed != devices:
-        text = " x ".join(f"{axis}={size}" for axis, size in shape.items())
+        text = " x ".join(f"{axis}={size}" for axis, size in shape.items() if size != 1) or "data=1"
         edits = " and ".join(f"--config.mesh.{a}={n}" for a, n in _fit(shape, devices).items())
         raise ConfigError(
             f"config.mesh {text} does not fit {devices} devices.\n"
@@ -57,7 +69,7 @@ def _fit(shape, devices):
                 sizes[axes[0]] = -1
             if devices % math.prod(size for size in sizes.values() if size != -1) == 0:
                 return {axis: sizes[axis] for axis in axes}
-    raise AssertionError("unreachable: data=-1 with 1 x 1 fits any number of devices")
+    raise AssertionError("unreachable: data=-1 and all others 1 fit any number of devices")
 
 
 def make_mesh(shape, devices=None):
@@ -81,7 +93,7 @@ def check_splits(field, size, shape, axes, times=1, times_field=""):
     if size % ways == 0 and size > 0:
         return
     below, above = size // ways * ways, max(-(-size // ways), 1) * ways
-    over = " x ".join(f"{axis}={shape[axis]}" for axis in axes)
+    over = " x ".join(f"{axis}={shape[axis]}" for axis in axes if shape[axis] > 1)
     over += f" x {times_field}={times}" if times > 1 else ""
     nearest = " or ".join(str(n) for n in dict.fromkeys((below, above)) if n)
     factors = {f"mesh.{axis}": shape[axis] for axis in axes} | {times_field: times}

@@ -4,31 +4,21 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxllm.sharding.mesh import BATCH_AXES
+from jaxllm.sharding.mesh import ROW_AXES
 from jaxllm.sharding.rules import ACTIVATION_RULES, spec
 
 
 def make_shard(mesh):
     """Returns shard(x, *logical axes) -> x, which places an activation by ACTIVATION_RULES.
 
-    Where the rows are done by hand (see `by_hand.spread`), only over the other axes.
+    Inside `by_hand.spread` each array is a device's own, and stays as it is.
     """
 
     def shard(x, *axes):
-        if mesh.size == 1:
+        if mesh.size == 1 or jax.sharding.get_abstract_mesh().manual_axes:
             return x
-        inside = jax.sharding.get_abstract_mesh()
-        by_hand = inside.manual_axes
-        rules = {
-            axis: tuple(name for name in names if name not in by_hand)
-            for axis, names in ACTIVATION_RULES.items()
-        }
-        placed = spec(axes, x.shape, rules, mesh)
-        if by_hand and not any(placed):
-            return x
-        return jax.lax.with_sharding_constraint(
-            x, NamedSharding(inside if by_hand else mesh, placed)
-        )
+        place = NamedSharding(mesh, spec(axes, x.shape, ACTIVATION_RULES, mesh))
+        return jax.lax.with_sharding_constraint(x, place)
 
     return shard
 
@@ -39,8 +29,8 @@ def replicated(mesh):
 
 
 def batch_sharding(mesh):
-    """The sharding of a batch: axis 0 over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    """The sharding of a batch: axis 0 over ROW_AXES."""
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
 def local_rows(mesh, batch):
@@ -68,7 +58,7 @@ def global_batch(mesh, rows, local, batch):
         batch: rows of the global batch.
 
     Returns:
-        {name: jax.Array [batch, ...]}, axis 0 split over data and fsdp.
+        {name: jax.Array [batch, ...]}, axis 0 split over ROW_AXES.
     """
     sharding = batch_sharding(mesh)
 

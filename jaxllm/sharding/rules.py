@@ -5,17 +5,22 @@ from typing import NamedTuple
 
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxllm.sharding.mesh import BATCH_AXES
+from jaxllm.sharding.mesh import ROW_AXES
 
 ACTIVATION_RULES = {
-    "batch": BATCH_AXES,
+    "batch": ROW_AXES,
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
 }
 
-_TENSOR = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), ("tensor",))
+# Split for good: each device multiplies by its own heads, columns, layers.
+_OWN = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), ("tensor",))
+_OWN |= {"layers": ("stage",), "expert": ("expert",)}
+# Split to save memory and gathered when used, over all that use the same weights.
+GATHERED = {"embed": ("fsdp", "expert", "seq", "stage")}
+_ALL = ("stage", "slice", "data", "fsdp", "expert", "seq")
 
 
 class Rules(NamedTuple):
@@ -27,11 +32,11 @@ class Rules(NamedTuple):
 
 RULES = {
     # ZeRO stage 3 (Rajbhandari et al. 2020): parameters, gradients and state all split.
-    "zero3": Rules({**_TENSOR, "embed": ("fsdp",)}, {**_TENSOR, "embed": ("fsdp",)}),
+    "zero3": Rules(_OWN | GATHERED, _OWN | GATHERED),
     # ZeRO stage 1: only the optimizer's state is split; parameters are whole on every device.
     # Split by layer where that divides: Muon then orthogonalises whole matrices, each once.
-    "zero1": Rules(_TENSOR, {**_TENSOR, "layers": BATCH_AXES, "embed": BATCH_AXES}),
-    "replicated": Rules(_TENSOR, _TENSOR),
+    "zero1": Rules(_OWN, _OWN | {"layers": _ALL, "embed": _ALL}),
+    "replicated": Rules(_OWN, _OWN),
 }
 
 

@@ -6,6 +6,7 @@ import time
 import jax
 
 from jaxllm import sharding, trees
+from jaxllm.models import pipeline
 from jaxllm.scaling import flops
 
 
@@ -32,7 +33,7 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
         ("parameters", f"{parameters:,}"),
         ("attention", c.attention),
         ("remat", c.remat),
-        ("layers", "unrolled" if c.unroll >= c.layers else f"scanned, {c.unroll} at a time"),
+        ("layers", _layer_words(run)),
         ("dtypes", f"parameters float32, computation {c.dtype}"),
         ("optimizer", f"{config.optim.kind}, schedule {config.schedule.kind}"),
         ("batch", _batch_words(config)),
@@ -58,6 +59,22 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
 def _words(c):
     heads = f"{c.heads} heads" + (f" over {c.kv_heads}" if c.kv_heads != c.heads else "")
     return f"{c.layers} layers x {c.width}, {heads}, MLP {c.mlp_width}, {c.positions} positions"
+
+
+def _layer_words(run):
+    c, stages = run.model.config, run.mesh.shape["stage"]
+    here = c.layers // stages // c.pipeline_rounds
+    words = "unrolled" if c.unroll >= here else f"scanned, {c.unroll} at a time"
+    if stages == 1:
+        return words
+    rows = run.config.data.batch // run.config.step.micro_batches
+    rows //= math.prod(run.mesh.shape[axis] for axis in sharding.ROW_AXES)
+    pieces = c.pipeline_pieces or rows
+    idle = pipeline.bubble(stages, pieces, c.pipeline_rounds)
+    return (
+        f"{words}; a pipeline of {stages} stages x {c.pipeline_rounds} chunks of {here}, "
+        f"{stages * pieces} pieces of {rows // pieces} row(s): {idle:.1%} of it is bubble"
+    )
 
 
 def _batch_words(config):

@@ -1,6 +1,7 @@
 """From a config to everything that a run is made of, checks first."""
 
 import json
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -73,10 +74,10 @@ def check(config, devices):
     c = model_config(config.model, vocab=1, length=config.data.length)  # tokenizer not yet known
     schedule = optim.make_schedule(config.schedule, config.steps)
     optim.make_optimizer(config.optim, schedule, models.abstract_params(c))
-    models.for_platform(c, "", config.data.length)
     make(objectives.OBJECTIVES, config.objective, "objective", models.make(c))
     data.check(config.data)
     shape = sharding.mesh_shape(config.mesh, devices)
+    models.for_platform(c, "", config.data.length, shape["seq"])
     if config.sharding not in sharding.RULES:
         known = ", ".join(sharding.RULES)
         raise ConfigError(
@@ -84,10 +85,32 @@ def check(config, devices):
             "  Try --config.sharding=zero3."
         )
     micro, field = config.step.micro_batches, "step.micro_batches"
-    sharding.check_splits("data.batch", config.data.batch, shape, sharding.BATCH_AXES, micro, field)
-    sharding.check_splits("validate.batch", config.validate.batch, shape, sharding.BATCH_AXES)
+    sharding.check_splits("data.batch", config.data.batch, shape, sharding.ROW_AXES, micro, field)
+    sharding.check_splits("validate.batch", config.validate.batch, shape, sharding.ROW_AXES)
+    halves = (2, "halves of a device's part") if shape["seq"] > 1 else (1, "")
+    sharding.check_splits("data.length", config.data.length, shape, sharding.LENGTH_AXES, *halves)
+    sharding.check_splits("model.layers", c.layers, shape, ("stage",), *_laps(c, shape))
+    for name, batch in (("data", config.data.batch // micro), ("validate", config.validate.batch)):
+        rows, pieces = (
+            batch // math.prod(shape[axis] for axis in sharding.ROW_AXES),
+            c.pipeline_pieces,
+        )
+        if shape["stage"] > 1 and pieces and rows % pieces:
+            raise ConfigError(
+                f"config.model.pipeline_pieces={pieces} does not divide the {rows} rows of "
+                f"{name}.batch that a device has.\n  Try --config.model.pipeline_pieces=0."
+            )
+    if c.experts or shape["expert"] > 1:
+        sharding.check_splits("model.experts", c.experts, shape, ("expert",))
     for name in ("heads", "mlp_width"):
         sharding.check_splits(f"model.{name}", getattr(c, name), shape, ("tensor",))
+
+
+def _laps(c, shape):
+    """What the layers of a stage must be a multiple of, besides."""
+    if shape["stage"] == 1:
+        return 1, ""
+    return c.pipeline_rounds * c.period, "pipeline_rounds x layers until the windows repeat"
 
 
 def assemble(config, workdir, devices=None):
@@ -124,7 +147,8 @@ def assemble_program(config, vocab, devices):
     """
     c = model_config(config.model, vocab=vocab, length=config.data.length)
     mesh = sharding.make_mesh(sharding.mesh_shape(config.mesh, len(devices)), devices)
-    c = models.for_platform(c, mesh.devices.flat[0].platform, config.data.length)
+    platform = mesh.devices.flat[0].platform
+    c = models.for_platform(c, platform, config.data.length, mesh.shape["seq"])
     model = models.make(c, sharding.make_shard(mesh))
     infos = models.abstract_params(c)
     rules = sharding.RULES[config.sharding]

@@ -14,6 +14,7 @@ from jaxllm.models.families.gemma import (
 )
 from jaxllm.models.families.gpt2 import GPT2, GPT2_SIZES
 from jaxllm.models.families.llama import LLAMA, LLAMA_SIZES, MISTRAL, MISTRAL_SIZES
+from jaxllm.models.families.moe import MIXTRAL, MIXTRAL_SIZES, SWITCH, SWITCH_SIZES
 from jaxllm.models.families.palm import PALM, PALM_SIZES
 from jaxllm.models.families.phi import PHI2, PHI2_SIZES, PHI3, PHI3_SIZES
 from jaxllm.models.families.qwen import QWEN2, QWEN2_SIZES, QWEN3, QWEN3_SIZES
@@ -31,6 +32,8 @@ FAMILIES = {
     "palm": Family(PALM, PALM_SIZES),
     "llama": Family(LLAMA, LLAMA_SIZES),
     "mistral": Family(MISTRAL, MISTRAL_SIZES),
+    "mixtral": Family(MIXTRAL, MIXTRAL_SIZES),
+    "switch": Family(SWITCH, SWITCH_SIZES),
     "qwen2": Family(QWEN2, QWEN2_SIZES),
     "qwen3": Family(QWEN3, QWEN3_SIZES),
     "gemma": Family(GEMMA, GEMMA_SIZES),
