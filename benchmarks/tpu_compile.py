@@ -4,11 +4,11 @@
     .venv/bin/python -m benchmarks.tpu_compile [--topology=v4:4x4x4] [--rows=4] [--dump=FILE]
         [--config=configs/pretrain.py:family=llama,size=7b] [--config.model.remat=full …]
 
-`rows` of `config.data.length` tokens a chip. Prints bytes of arguments and temporaries, bytes on
-the wire by collective, FLOPs of matrix products and the compiler's estimated cycles, a chip and
-step; kernels written by hand have no estimate. MaxText 0.2.5 for Llama-2-7B with 4 x 2,048 tokens
-a chip on v4:4x4x4, full remat: 1.264 and 4.70 GB, 26.2 GB gathered, 13.2 GB reduced, 4.07e14
-FLOPs, 2.13e9 cycles.
+`rows` of `config.data.length` tokens a chip (0.125 with --config.mesh.seq=8). Prints bytes of
+arguments and temporaries, bytes on the wire by collective, FLOPs of matrix products and the
+compiler's estimated cycles, a chip and step; kernels written by hand have no estimate. MaxText
+0.2.5 for Llama-2-7B with 4 x 2,048 tokens a chip on v4:4x4x4, full remat: 1.264 and 4.70 GB, 26.2
+GB gathered, 13.2 GB reduced, 4.07e14 FLOPs, 2.13e9 cycles.
 """
 
 import argparse
@@ -34,13 +34,13 @@ def compile_step(config, devices):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--topology", default="v4:4x4x4")
-    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--rows", type=float, default=4)
     parser.add_argument("--dump", default="")
     parser.add_argument("--config", default="configs/pretrain.py:family=llama,size=7b")
     options, rest = parser.parse_known_args()
     _, overrides, _ = settings.split_arguments([f"--config={options.config}", *rest])
     devices = topology.tpu_devices(options.topology)
-    rows = options.rows * len(devices)
+    rows = round(options.rows * len(devices))
     fields = [("tokenizer.kind", "byte"), ("data.batch", str(rows)), ("validate.batch", str(rows))]
     config, _ = settings.load(options.config, [*fields, *overrides], setup.KINDS)
     mesh = sharding.mesh_shape(config.mesh, len(devices))

@@ -8,62 +8,85 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.models import attention, ring
+from jaxllm.models import attention, blocks, splash
 from jaxllm.models.attention import Rows
 from jaxllm.sharding import by_hand
 from tests import runs
 
-B, T, N, K, H = 2, 64, 4, 2, 16
+B, N, K = 2, 4, 2
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(ring, "BLOCK", 8)
-
-
-def inputs():
+def inputs(T, H):
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = (B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)
     q, k, v, g = (jax.random.normal(*pair) for pair in zip(keys, shapes, strict=True))
-    index = jnp.tile(jnp.arange(T, dtype=jnp.int32), (B, 1))
-    segment = jnp.stack([1 + index[0] // 37, 1 + index[1] // 50 * (index[1] < 60)])
-    return (q, k, v), g, Rows(index, index, segment, segment)
+    index = np.arange(T, dtype=np.int32)
+    segment = np.stack([1 + (index > 0.6 * T), 1 + (index > 0.3 * T) + (index > 0.8 * T)])
+    segment[1, -T // 20 :] = 0  # padding
+    rows = [jnp.asarray(x, jnp.int32) for x in (np.tile(index, (B, 1)), segment)]
+    return (q, k, v), g, Rows(rows[0], rows[0], rows[1], rows[1])
 
 
 def with_gradients(kernel, arrays, g, rows, options):
-    y, back = jax.vjp(lambda *arrays: kernel(*arrays, rows, scale=0.3, **options), *arrays)
+    """The values and gradients of a kernel, under remat, as layers use it."""
+    call = jax.checkpoint(lambda *arrays: kernel(*arrays, rows, scale=0.3, **options))
+    y, back = jax.vjp(call, *arrays)
     return y, *back(g)
 
 
-def in_a_ring(devices, arrays, g, rows, options):
-    """What `ring.blocks` gives where the rows are dealt out to several devices."""
-    order = by_hand.length_order(T, devices)
+def in_a_ring(kernel, devices, arrays, g, rows, options):
+    """What a kernel gives where the rows are dealt out to several devices."""
+    T = g.shape[1]
+    order = np.asarray(by_hand.deal(np.arange(T), devices))
     mesh = runs.mesh(seq=devices)
 
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=P(None, "seq"), out_specs=P(None, "seq"), check_vma=False
     )
     def call(arrays, g, rows):
-        return with_gradients(ring.blocks, arrays, g, rows, options)
+        return with_gradients(kernel, arrays, g, rows, options)
 
     dealt = jax.tree.map(lambda x: x[:, order], (arrays, g, rows))
     return jax.tree.map(lambda x: x[:, np.argsort(order)], jax.jit(call)(*dealt))
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("window, cap", [(0, 0.0), (11, 0.0), (0, 2.0), (40, 2.0)])
-def test_blocks_equal_attention_written_out(window, cap, devices):
-    arrays, g, rows = inputs()
+def check(kernel, devices, T, H, window, cap):
+    arrays, g, rows = inputs(T, H)
     options = dict(window=window, cap=cap)
     wanted = with_gradients(attention.reference, arrays, g, rows, options)
-    found = in_a_ring(devices, arrays, g, rows, options)
+    found = in_a_ring(kernel, devices, arrays, g, rows, options)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, 1e-4, 2e-5)
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("window, cap", [(0, 0.0), (11, 0.0), (0, 2.0), (40, 2.0)])
+def test_blocks_equal_attention_written_out(window, cap, devices, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 8)
+    check(blocks.blocks, devices, 64, 16, window, cap)
+
+
+@pytest.mark.parametrize("cap", [0.0, pytest.param(2.0, marks=pytest.mark.slow)])
+def test_a_ring_of_splash_equals_attention_written_out(cap):
+    kernel = functools.partial(splash.ring_splash, interpret=True)
+    check(kernel, 2, 512, 128, 0, cap)
+
+
+def test_remat_keeps_nothing_of_the_inside_of_a_block():
+    """The largest array of the backward pass is a block of scores, not all of them."""
+    arrays, g, rows = inputs(2048, 16)
+    options = dict(window=0, cap=0.0)
+    text = str(
+        jax.make_jaxpr(lambda *a: with_gradients(blocks.blocks, a, g, rows, options))(*arrays)
+    )
+    assert f"[{B},{K},{N // K},512,512]" in text
+    assert not [line for line in text.splitlines() if ",512,512]" in line and "[4," in line]
+
+
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_every_device_of_a_ring_has_as_many_pairs_to_look_at(devices):
-    order = by_hand.length_order(T, devices)
+    T = 64
+    order = by_hand.deal(np.arange(T), devices)
     assert sorted(order) == list(range(T))
     pairs = (order + 1).reshape(devices, -1).sum(axis=1)  # keys that its queries see
     assert np.all(pairs == T * (T + 1) // 2 / devices)

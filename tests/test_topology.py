@@ -3,8 +3,10 @@
 import importlib.util
 import math
 
+import numpy as np
 import pytest
 
+from jaxllm import sharding
 from jaxllm.config import ConfigError
 from jaxllm.scaling import topology
 
@@ -54,3 +56,22 @@ def test_the_train_step_gathers_each_weight_twice_and_no_more():
     layers = sum(n for path, n in size.items() if path.startswith("layers/"))
     table = 2 * math.prod(infos["embed"].shape)
     assert wire["all-gather"] == pytest.approx(2 * layers + size["head/w"] + table, rel=0.02)
+
+
+@needs_libtpu
+def test_only_slice_and_data_cross_the_network_between_slices():
+    devices = topology.tpu_devices("v5e:2x4", slices=4)
+
+    def slices_of(**sizes):
+        mesh = sharding.make_mesh(dict.fromkeys(sharding.MESH_AXES, 1) | sizes, devices)
+        return np.vectorize(lambda device: device.slice_index)(mesh.devices).reshape(
+            sizes.get("slice", 1), sizes["data"], -1
+        )
+
+    for sizes in dict(slice=4, data=1, fsdp=8), dict(slice=2, data=4, seq=2, tensor=2):
+        found = slices_of(**sizes)
+        assert (found == found[:, :, :1]).all()
+        assert len(np.unique(found[:, :, 0])) == 4
+    assert (np.diff(slices_of(data=8, fsdp=4)[0, :, 0]) >= 0).all()
+    with pytest.raises(ConfigError, match=r"mesh\.slice=4"):
+        slices_of(data=1, fsdp=32)

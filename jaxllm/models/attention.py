@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import ConfigError
-from jaxllm.models import ring
+from jaxllm.models.blocks import blocks
 from jaxllm.models.layers import Norm, Projection, rotate, rotate_by_product, softcap
-from jaxllm.models.splash import splash, why_not
+from jaxllm.models.splash import ring_splash, splash, why_not
 from jaxllm.sharding import wire
 
 
@@ -96,7 +96,10 @@ def xla(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap):
     )
 
 
-ATTENTION = {"reference": reference, "xla": xla, "splash": splash, "blocks": ring.blocks}
+ATTENTION = {"reference": reference, "xla": xla, "splash": splash, "blocks": blocks}
+
+# Those for rows that several devices share, in the place of the same name above.
+RINGS = {"splash": ring_splash, "blocks": blocks}
 
 
 def choose(c, length, platform, devices=1):
@@ -111,16 +114,15 @@ def choose(c, length, platform, devices=1):
     Raises:
         ConfigError: unknown kernel, or one that lacks what the model needs.
     """
-    name, lacks = c.attention, why_not(c, length)
-    if devices > 1:
-        if name not in ("auto", "blocks"):
-            raise ConfigError(
-                f"config.model.attention={name!r} needs whole rows, and mesh.seq={devices} splits "
-                "them.\n  Try --config.model.attention=auto."
-            )
-        return "blocks"
+    name, lacks = c.attention, why_not(c, length, devices)
     if name == "auto":
-        return "splash" if platform == "tpu" and not lacks else "reference"
+        other = "blocks" if devices > 1 else "reference"
+        return "splash" if platform == "tpu" and not lacks else other
+    if name in ATTENTION and devices > 1 and name not in RINGS:
+        raise ConfigError(
+            f"config.model.attention={name!r} needs whole rows, and mesh.seq={devices} splits "
+            "them.\n  Try --config.model.attention=auto."
+        )
     if name not in ATTENTION:
         raise ConfigError(
             f"config.model.attention={name!r} is unknown. Known: auto, {', '.join(ATTENTION)}.\n"
@@ -189,7 +191,8 @@ class Attention(nnx.Module):
         window = self.window if windowed else 0
         options = dict(scale=self.scale, window=window, cap=self.cap)
         # Kernels are for whole rows; a few queries over a cache are cheap as they are.
-        kernel = ATTENTION[self.kernel] if cache is None else reference
+        kernels = RINGS if wire.size("seq") > 1 else ATTENTION
+        kernel = kernels[self.kernel] if cache is None else reference
         y_BTNH = kernel(q_BTNH, k_BSKH, v_BSKH, rows, **options)
         return self.o(shard(y_BTNH, "batch", "length", "heads", "head")), cache
 

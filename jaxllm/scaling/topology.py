@@ -25,6 +25,7 @@ def tpu_devices(name, slices=1):
         ConfigError: libtpu is missing, or knows no such slice.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine is no TPU host: do not ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor has it one to quarrel about
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("libtpu is not installed. Try pip install -r requirements-tpu.txt.")
     generation, _, shape = name.partition(":")

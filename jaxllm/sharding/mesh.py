@@ -15,7 +15,8 @@ import itertools
 import math
 
 import jax
-from jax.sharding import AxisType
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
 
 from jaxllm.config import ConfigError
 
@@ -73,10 +74,34 @@ def _fit(shape, devices):
 
 
 def make_mesh(shape, devices=None):
-    """Makes the mesh; axis types are Auto, so that the compiler places what we do not."""
-    sizes = tuple(shape[axis] for axis in MESH_AXES)
-    types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    """Makes the mesh; axis types are Auto, so that the compiler places what we do not.
+
+    Where devices are of several slices, only `slice` and then `data` cross the network between
+    them; within a slice the axes are laid along its links.
+
+    Raises:
+        ConfigError: slice x data does not divide over the slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        sizes = [shape[axis] for axis in MESH_AXES]
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=types)
+    between = dict.fromkeys(MESH_AXES, 1) | {"slice": math.gcd(shape["slice"], slices)}
+    between["data"] = slices // between["slice"]
+    if shape["data"] % between["data"]:
+        raise ConfigError(
+            f"config.mesh slice={shape['slice']} x data={shape['data']} does not divide over the "
+            f"{slices} slices that these devices are of, and no other axis may cross them.\n"
+            f"  Try --config.mesh.slice={slices} --config.mesh.data=-1."
+        )
+    within = [shape[axis] // between[axis] for axis in MESH_AXES]
+    placed = mesh_utils.create_hybrid_device_mesh(
+        within, list(between.values()), devices, allow_split_physical_axes=True
+    )
+    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def check_splits(field, size, shape, axes, times=1, times_field=""):

@@ -6,7 +6,7 @@ import time
 import jax
 
 from jaxllm import sharding, trees
-from jaxllm.models import pipeline
+from jaxllm.models import moe, pipeline
 from jaxllm.scaling import flops
 
 
@@ -31,7 +31,8 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
         ("mesh", f"{mesh}, {config.sharding}"),
         ("model", f"{config.model.family} {config.model.size}".strip() + f", {_words(c)}"),
         ("parameters", f"{parameters:,}"),
-        ("attention", c.attention),
+        ("attention", c.attention + _ring_words(run)),
+        *([("experts", _expert_words(run))] if c.experts else []),
         ("remat", c.remat),
         ("layers", _layer_words(run)),
         ("dtypes", f"parameters float32, computation {c.dtype}"),
@@ -59,6 +60,24 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
 def _words(c):
     heads = f"{c.heads} heads" + (f" over {c.kv_heads}" if c.kv_heads != c.heads else "")
     return f"{c.layers} layers x {c.width}, {heads}, MLP {c.mlp_width}, {c.positions} positions"
+
+
+def _ring_words(run):
+    devices = run.mesh.shape["seq"]
+    return f" in a ring of {devices} devices" if devices > 1 else ""
+
+
+def _expert_words(run):
+    c = run.model.config
+    words = f"{c.experts_per_token} of {c.experts}, {c.expert_width} wide"
+    words += f", and {c.shared_experts} for all tokens" if c.shared_experts else ""
+    words += f", in every {c.moe_every}. layer" if c.moe_every > 1 else ""
+    if not c.capacity:
+        return words + "; no token is dropped"
+    parts = run.mesh.shape["seq"]
+    tokens = run.config.data.length // parts
+    of = "a row" if parts == 1 else f"each of {parts} parts of a row"
+    return words + f"; {moe.capacity(c, tokens)} places each for the {tokens} tokens of {of}"
 
 
 def _layer_words(run):

@@ -102,8 +102,10 @@ def check(config, devices):
             )
     if c.experts or shape["expert"] > 1:
         sharding.check_splits("model.experts", c.experts, shape, ("expert",))
-    for name in ("heads", "mlp_width"):
+    for name in ("heads", "mlp_width", *(["expert_width"] if c.experts else [])):
         sharding.check_splits(f"model.{name}", getattr(c, name), shape, ("tensor",))
+    if shape["tensor"] % c.kv_heads:  # else each device has one of them
+        sharding.check_splits("model.kv_heads", c.kv_heads, shape, ("tensor",))
 
 
 def _laps(c, shape):
