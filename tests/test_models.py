@@ -61,6 +61,8 @@ KINDS = {
     "post": dict(norm_place="post", norm="layer", norm_bias=True, position="learned"),
     "nope": dict(position="none", window=5),
     "unrolled": dict(unroll=2, remat="dots"),
+    "first tokens": dict(window=3, window_first=2, attention="blocks"),
+    "reformer": dict(attention="lsh", kv_heads=4),
     "dropless": dict(experts=4, shared_experts=1, expert_width=24),
     "places": dict(experts=4, capacity=4.0, layers=4, moe_every=2, window=5, global_every=4),
 }  # fmt: skip

@@ -23,8 +23,10 @@ def inputs(T, H):
     index = np.arange(T, dtype=np.int32)
     segment = np.stack([1 + (index > 0.6 * T), 1 + (index > 0.3 * T) + (index > 0.8 * T)])
     segment[1, -T // 20 :] = 0  # padding
-    rows = [jnp.asarray(x, jnp.int32) for x in (np.tile(index, (B, 1)), segment)]
-    return (q, k, v), g, Rows(rows[0], rows[0], rows[1], rows[1])
+    starts = [[np.flatnonzero(row == row[t])[0] for t in range(T)] for row in segment]
+    index = np.tile(index, (B, 1))
+    index, segment, position = (jnp.asarray(x, jnp.int32) for x in (index, segment, index - starts))
+    return (q, k, v), g, Rows(index, index, segment, segment, position)
 
 
 def with_gradients(kernel, arrays, g, rows, options):
@@ -50,9 +52,8 @@ def in_a_ring(kernel, devices, arrays, g, rows, options):
     return jax.tree.map(lambda x: x[:, np.argsort(order)], jax.jit(call)(*dealt))
 
 
-def check(kernel, devices, T, H, window, cap):
+def check(kernel, devices, T, H, **options):
     arrays, g, rows = inputs(T, H)
-    options = dict(window=window, cap=cap)
     wanted = with_gradients(attention.reference, arrays, g, rows, options)
     found = in_a_ring(kernel, devices, arrays, g, rows, options)
     for a, b in zip(found, wanted, strict=True):
@@ -60,16 +61,18 @@ def check(kernel, devices, T, H, window, cap):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("window, cap", [(0, 0.0), (11, 0.0), (0, 2.0), (40, 2.0)])
-def test_blocks_equal_attention_written_out(window, cap, devices, monkeypatch):
+@pytest.mark.parametrize(
+    "window, first, cap", [(0, 0, 0.0), (11, 0, 0.0), (0, 0, 2.0), (40, 0, 2.0), (9, 3, 0.0)]
+)
+def test_blocks_equal_attention_written_out(window, first, cap, devices, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 8)
-    check(blocks.blocks, devices, 64, 16, window, cap)
+    check(blocks.blocks, devices, 64, 16, window=window, first=first, cap=cap)
 
 
 @pytest.mark.parametrize("cap", [0.0, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_a_ring_of_splash_equals_attention_written_out(cap):
     kernel = functools.partial(splash.ring_splash, interpret=True)
-    check(kernel, 2, 512, 128, 0, cap)
+    check(kernel, 2, 512, 128, window=0, cap=cap)
 
 
 def test_remat_keeps_nothing_of_the_inside_of_a_block():

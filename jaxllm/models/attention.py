@@ -1,5 +1,6 @@
 """Scaled dot-product attention: kernels in one table, and the module around them."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -7,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import ConfigError
+from jaxllm.models import lsh, splash
 from jaxllm.models.blocks import blocks
 from jaxllm.models.layers import Norm, Projection, rotate, rotate_by_product, softcap
-from jaxllm.models.splash import ring_splash, splash, why_not
 from jaxllm.sharding import wire
 
 
@@ -19,24 +20,35 @@ class Rows(NamedTuple):
     Attributes:
         query_BT, key_BS: index of each token in its row (not in its document), int32.
         query_segment_BT, key_segment_BS: document of each token, from 1; 0 is padding.
+        key_position_BS: place of each key in its document, int32; only where some keys are seen
+            from beyond the window.
     """
 
     query_BT: Any
     key_BS: Any
     query_segment_BT: Any
     key_segment_BS: Any
+    key_position_BS: Any = None
 
 
-def visible(rows, window):
+def visible(rows, window, first=0, others=False):
     """Mask of the keys that each query sees, bool[B, T, S].
 
     Args:
         window: keys a query sees, itself included; 0 for all before it.
+        first: tokens at the start of a document that it sees besides.
+        others: whether it sees itself only where it sees nothing else.
     """
     back_BTS = rows.query_BT[:, :, None] - rows.key_BS[:, None, :]
     same_BTS = rows.query_segment_BT[:, :, None] == rows.key_segment_BS[:, None, :]
     mask_BTS = same_BTS & (back_BTS >= 0)
-    return mask_BTS & (back_BTS < window) if window else mask_BTS
+    if others:
+        before_BTS = same_BTS & (back_BTS > 0)
+        mask_BTS = jnp.where(before_BTS.any(-1, keepdims=True), before_BTS, mask_BTS)
+    if not window:
+        return mask_BTS
+    near_BTS = back_BTS < window
+    return mask_BTS & (near_BTS | (rows.key_position_BS < first)[:, None] if first else near_BTS)
 
 
 @jax.custom_vjp
@@ -61,8 +73,15 @@ def _softmax_backward(weight, g):
 masked_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
-def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap):
+def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, others=False):
     """Attention written out, softmax in float32; every option is supported.
+
+    Args:
+        q_BTNH, k_BSKH, v_BSKH: N is a multiple of K.
+        rows: `Rows`.
+        scale: multiplies the scores.
+        window, first, others: as in `visible`.
+        cap: scores become cap · tanh(score / cap); 0: off.
 
     Heads stand before positions and the G queries of a key head are folded into its rows, so that
     both products are batches of plain matrix products: the layout XLA's CPU backend runs fastest.
@@ -78,28 +97,39 @@ def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap):
     ).reshape(B, K, G, T, S)
     if cap:
         score = softcap(score, cap)
-    weight = masked_softmax(score, visible(rows, window)[:, None, None]).astype(v_BSKH.dtype)
+    mask = visible(rows, window, first, others)[:, None, None]
+    weight = masked_softmax(score, mask).astype(v_BSKH.dtype)
     y = jnp.einsum("BKQS,BKSH->BKQH", weight.reshape(B, K, G * T, S), v_BKSH)
     return jnp.moveaxis(y.reshape(B, K, G, T, H), 3, 1).reshape(B, T, N, H)
 
 
-def xla(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap):
-    """`jax.nn.dot_product_attention`, XLA's implementation; it has no soft cap."""
+def xla(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, implementation="xla"):
+    """`jax.nn.dot_product_attention`: XLA's implementation, or cuDNN's; neither has a soft cap.
+
+    Arguments as in `reference`. The mask is given whole, T x S bits a row.
+    """
     if cap:
-        raise ConfigError(
-            "config.model.attention='xla' has no soft cap and attention_softcap is set.\n"
-            "  Try --config.model.attention=reference."
-        )
-    mask = visible(rows, window)[:, None]
+        raise ValueError(f"cap={cap}: {implementation} has no soft cap.")
+    mask = visible(rows, window, first)[:, None]
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, implementation="xla"
+        q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, implementation=implementation
     )
 
 
-ATTENTION = {"reference": reference, "xla": xla, "splash": splash, "blocks": blocks}
+ATTENTION = {
+    "reference": reference,
+    "xla": xla,
+    "blocks": blocks,
+    "splash": splash.splash,
+    "cudnn": functools.partial(xla, implementation="cudnn"),
+    "lsh": lsh.lsh,
+}
 
 # Those for rows that several devices share, in the place of the same name above.
-RINGS = {"splash": ring_splash, "blocks": blocks}
+RINGS = {"splash": splash.ring_splash, "blocks": blocks}
+
+# What a kernel runs on, where not on all.
+PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
 
 
 def choose(c, length, platform, devices=1):
@@ -114,29 +144,41 @@ def choose(c, length, platform, devices=1):
     Raises:
         ConfigError: unknown kernel, or one that lacks what the model needs.
     """
-    name, lacks = c.attention, why_not(c, length, devices)
+    name = c.attention
     if name == "auto":
         other = "blocks" if devices > 1 else "reference"
-        return "splash" if platform == "tpu" and not lacks else other
-    if name in ATTENTION and devices > 1 and name not in RINGS:
-        raise ConfigError(
-            f"config.model.attention={name!r} needs whole rows, and mesh.seq={devices} splits "
-            "them.\n  Try --config.model.attention=auto."
-        )
+        return "splash" if platform == "tpu" and not splash.why_not(c, length, devices) else other
     if name not in ATTENTION:
         raise ConfigError(
             f"config.model.attention={name!r} is unknown. Known: auto, {', '.join(ATTENTION)}.\n"
             "  Try --config.model.attention=auto."
         )
-    if name == "xla" and c.attention_softcap:
-        xla(None, None, None, None, scale=1.0, window=0, cap=c.attention_softcap)
-    if name == "splash" and platform not in ("tpu", ""):
-        lacks = f"it runs on a TPU and this is a {platform}"
-    if name == "splash" and lacks:
+    lacks = _lacks(c, name, length, devices)
+    if platform and platform != PLATFORMS.get(name, platform):
+        lacks = f"it runs on a {PLATFORMS[name].upper()} and this is a {platform.upper()}"
+    if lacks:
+        other = "auto" if name != "auto" else "reference"
         raise ConfigError(
-            f"config.model.attention='splash': {lacks}.\n  Try --config.model.attention=auto."
+            f"config.model.attention={name!r}: {lacks}.\n  Try --config.model.attention={other}."
         )
     return name
+
+
+def _lacks(c, name, length, devices):
+    """Returns what a model needs that a kernel has not, or ""."""
+    if devices > 1 and name not in RINGS:
+        return f"it needs whole rows, and mesh.seq={devices} splits them"
+    if name == "splash":
+        return splash.why_not(c, length, devices)
+    if name == "lsh":
+        return lsh.why_not(c, length)
+    if name in ("xla", "cudnn") and c.attention_softcap:
+        return f"it has no soft cap, and attention_softcap={c.attention_softcap}"
+    if name == "cudnn" and c.dtype == "float32":
+        return "it computes in bfloat16 or float16, and dtype='float32'"
+    if name == "cudnn" and (c.head_width % 8 or c.head_width > 128):
+        return f"head_width={c.head_width} is no multiple of 8 up to 128"
+    return ""
 
 
 class Attention(nnx.Module):
@@ -146,18 +188,21 @@ class Attention(nnx.Module):
         sizes = {"D": c.width, "N": c.heads, "K": c.kv_heads, "H": c.head_width}
         keywords = dict(c=c, rngs=rngs)
         self.q = Projection("BTD,DNH->BTNH", sizes, bias=c.qkv_bias, **keywords)
-        self.k = Projection("BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
+        # Not yet chosen where a model is made for no mesh, so for no platform.
+        self.kernel = "reference" if c.attention == "auto" else c.attention
+        of_keys = functools.partial(Projection, "BSD,DKH->BSKH", sizes, bias=c.qkv_bias)
+        self.k = None if self.kernel == "lsh" else of_keys(**keywords)  # queries are keys
         self.v = Projection("BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
         # Small at the start, so that the sum over 2 L branches keeps the size of its parts.
         std = (c.heads * c.head_width * 2 * c.layers) ** -0.5
         self.o = Projection("BTNH,NHD->BTD", sizes, bias=c.out_bias, std=std, sums=True, **keywords)
         self.q_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
-        self.k_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
+        of_keys = c.qk_norm and self.k is not None
+        self.k_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if of_keys else None
         self.rotate = rotate_by_product if c.products == "direct" else rotate
-        self.window, self.group, self.kv_heads = c.window, c.group, c.kv_heads
+        self.window, self.first = c.window, c.window_first
+        self.group, self.kv_heads = c.group, c.kv_heads
         self.scale, self.cap = c.query_scale, c.attention_softcap
-        # Not yet chosen where a model is made for no mesh, so for no platform.
-        self.kernel = "reference" if c.attention == "auto" else c.attention
 
     def __call__(self, x_BTD, angles, rows, shard, *, windowed=False, cache=None):
         """Attends.
@@ -175,9 +220,14 @@ class Attention(nnx.Module):
         """
         q_BTNH = self.q(x_BTD)
         only = self._key_heads(q_BTNH.shape[2])
-        k_BSKH, v_BSKH = self.k(x_BTD, only), self.v(x_BTD, only)
         if self.q_norm is not None:
-            q_BTNH, k_BSKH = self.q_norm(q_BTNH), self.k_norm(k_BSKH)
+            q_BTNH = self.q_norm(q_BTNH)
+        if self.k is None:
+            k_BSKH = lsh.keys_of(q_BTNH)
+        else:
+            k_BSKH = self.k(x_BTD, only)
+            k_BSKH = k_BSKH if self.k_norm is None else self.k_norm(k_BSKH)
+        v_BSKH = self.v(x_BTD, only)
         if angles is not None:
             q_BTNH, k_BSKH = self.rotate(q_BTNH, angles), self.rotate(k_BSKH, angles)
         q_BTNH = shard(q_BTNH, "batch", "length", "heads", "head")
@@ -189,10 +239,12 @@ class Attention(nnx.Module):
             v_BSKH = write(cache["v"], v_BSKH.astype(cache["v"].dtype), cache["at"], axis=1)
             cache = {"k": k_BSKH, "v": v_BSKH}
         window = self.window if windowed else 0
-        options = dict(scale=self.scale, window=window, cap=self.cap)
+        options = dict(scale=self.scale, window=window, cap=self.cap, first=self.first)
         # Kernels are for whole rows; a few queries over a cache are cheap as they are.
         kernels = RINGS if wire.size("seq") > 1 else ATTENTION
-        kernel = kernels[self.kernel] if cache is None else reference
+        kernel = kernels[self.kernel]
+        if cache is not None:
+            kernel = functools.partial(reference, others=self.k is None)
         y_BTNH = kernel(q_BTNH, k_BSKH, v_BSKH, rows, **options)
         return self.o(shard(y_BTNH, "batch", "length", "heads", "head")), cache
 
@@ -201,6 +253,6 @@ class Attention(nnx.Module):
 
         Where there are fewer key heads than devices, each device has the weights of all of them.
         """
-        if self.k.w.shape[1] < self.kv_heads or heads == self.group * self.kv_heads:
+        if self.v.w.shape[1] < self.kv_heads or heads == self.group * self.kv_heads:
             return None
         return wire.index("tensor") * heads // self.group, max(heads // self.group, 1)

@@ -18,26 +18,33 @@ _NEVER = -1e30  # score of a key that is not seen
 
 
 class Block(NamedTuple):
-    """Some tokens: arrays [B, K, …, b, …] of them, index in the row and document, int32[B, b]."""
+    """Some tokens: arrays [B, K, …, b, …], index in the row, document and place in it, [B, b]."""
 
     parts: Any
     index_Bb: Any
     segment_Bb: Any
+    position_Bb: Any
 
 
-def seen(q, k, window):
+def seen(q, k, window, first):
     """Mask of the keys of a block that queries of another see, bool[B, 1, 1, b, b]."""
     back = q.index_Bb[:, :, None] - k.index_Bb[:, None, :]
     mask = (back >= 0) & (q.segment_Bb[:, :, None] == k.segment_Bb[:, None, :])
-    return (mask & (back < window) if window else mask)[:, None, None]
+    if window:
+        near = back < window
+        mask &= (near | (k.position_Bb < first)[:, None]) if first else near
+    return mask[:, None, None]
 
 
-def any_seen(q, k, window):
+def any_seen(q, k, window, first):
     """False where no query of a block can see a key of another; looks at their ends only."""
     some = q.index_Bb.max() >= k.index_Bb.min()
     some &= q.segment_Bb.max() >= k.segment_Bb.min()
     some &= q.segment_Bb.min() <= k.segment_Bb.max()
-    return some & (q.index_Bb.min() - k.index_Bb.max() < window) if window else some
+    if not window:
+        return some
+    near = q.index_Bb.min() - k.index_Bb.max() < window
+    return some & (near | (k.position_Bb.min() < first) if first else near)
 
 
 def scores(q_BKGbH, k_BKbH, cap):
@@ -46,11 +53,11 @@ def scores(q_BKGbH, k_BKbH, cap):
     return softcap(score, cap) if cap else score
 
 
-def add_block(state, q, k, window, cap):
+def add_block(state, q, k, window, first, cap):
     """Adds what queries see of some keys to (sum of values, largest score, sum of weights)."""
     total, top, weight = state
     (q_BKGbH,), (k_BKbH, v_BKbH) = q.parts, k.parts
-    mask = seen(q, k, window)
+    mask = seen(q, k, window, first)
     score = jnp.where(mask, scores(q_BKGbH, k_BKbH, cap), _NEVER)
     higher = jnp.maximum(top, score.max(-1))
     p = jnp.where(mask, jnp.exp(score - higher[..., None]), 0.0)
@@ -61,11 +68,11 @@ def add_block(state, q, k, window, cap):
     return total * shrink[..., None] + values, higher, weight * shrink + p.sum(-1)
 
 
-def block_gradients(q, k, window, cap):
+def block_gradients(q, k, window, first, cap):
     """Gradients of (queries, keys, values) through one pair of blocks, in float32."""
     (q_BKGbH, g_BKGbH, partition, inner), (k_BKbH, v_BKbH) = q.parts, k.parts
     score = scores(q_BKGbH, k_BKbH, cap)
-    p = jnp.where(seen(q, k, window), jnp.exp(score - partition[..., None]), 0.0)
+    p = jnp.where(seen(q, k, window, first), jnp.exp(score - partition[..., None]), 0.0)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dv = product("BKGQS,BKGQH->BKSH", p.astype(g_BKGbH.dtype), g_BKGbH)
     dscore = p * (product("BKGQH,BKSH->BKGQS", g_BKGbH, v_BKbH) - inner[..., None])
@@ -97,7 +104,7 @@ def _paste(x, axis):
 def _blocks(tokens, arrays, axis, own):
     size = block_size(tokens.index_BT.shape[1], own)
     parts = tuple(_cut(x, axis, size) for x in arrays)
-    return Block(parts, _cut(tokens.index_BT, 1, size), _cut(tokens.segment_BT, 1, size))
+    return Block(parts, *(_cut(x, 1, size) for x in tokens[1:]))
 
 
 def _at(tree, i):
@@ -114,7 +121,7 @@ def _group(x, heads):
     return x.reshape(x.shape[0], heads, -1, *x.shape[2:])
 
 
-def forward(queries, keys, own, *, window, cap):
+def forward(queries, keys, own, *, window, first, cap):
     """What queries see of keys, as `ring.Kernel` wants it."""
     (q_BNTH,), (k_BKSH, v_BKSH) = queries.arrays, keys.arrays
     q = _blocks(queries, (_group(q_BNTH, k_BKSH.shape[1]),), 3, own)
@@ -128,8 +135,8 @@ def forward(queries, keys, own, *, window, cap):
         def add(j, state):
             more = _at(k, j)
             return jax.lax.cond(
-                any_seen(some, more, window),
-                lambda state: add_block(state, some, more, window, cap),
+                any_seen(some, more, window, first),
+                lambda state: add_block(state, some, more, window, first, cap),
                 lambda state: state,
                 state,
             )
@@ -142,7 +149,7 @@ def forward(queries, keys, own, *, window, cap):
     return y.reshape(q_BNTH.shape), partition.reshape(q_BNTH.shape[:-1])
 
 
-def backward(queries, keys, own, *, window, cap):
+def backward(queries, keys, own, *, window, first, cap):
     """Gradients of (queries, keys, values), as `ring.Kernel` wants them."""
     q_BNTH, g, y, partition = queries.arrays
     k_BKSH, v_BKSH = keys.arrays
@@ -161,9 +168,9 @@ def backward(queries, keys, own, *, window, cap):
             dq, sums = carry
             more, here = _at(k, j), _at(sums, j)
             dq, *here = jax.lax.cond(
-                any_seen(some, more, window),
+                any_seen(some, more, window, first),
                 lambda *so_far: tuple(
-                    map(jnp.add, so_far, block_gradients(some, more, window, cap))
+                    map(jnp.add, so_far, block_gradients(some, more, window, first, cap))
                 ),
                 lambda *so_far: so_far,
                 *(dq, *here),
@@ -177,11 +184,11 @@ def backward(queries, keys, own, *, window, cap):
     return _paste(dq, 3).reshape(q_BNTH.shape), _paste(dk, 2), _paste(dv, 2)
 
 
-def blocks(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap):
+def blocks(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0):
     """Attention by blocks, over `seq` in a ring; every option is supported, but no cache.
 
     Arguments as in `attention.reference`, of this device's part of the rows.
     """
-    options = dict(window=window, cap=cap)
+    options = dict(window=window, first=first, cap=cap)
     kernel = Kernel(functools.partial(forward, **options), functools.partial(backward, **options))
     return attend(q_BTNH * scale, k_BSKH, v_BSKH, rows, kernel)

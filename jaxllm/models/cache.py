@@ -8,12 +8,14 @@ def make(c, batch, length):
 
     Returns:
         {"k", "v": [L, B, S, K, H] in the dtype of the computation,
-         "segment": int32[B, S] (0 where nothing is written), "at": int32[] next free index}.
+         "segment", "position": int32[B, S] (segment is 0 where nothing is written),
+         "at": int32[] next free index}.
     """
     shape = (c.layers, batch, length, c.kv_heads, c.head_width)
     return {
         "k": jnp.zeros(shape, c.dtype),
         "v": jnp.zeros(shape, c.dtype),
         "segment": jnp.zeros((batch, length), jnp.int32),
+        "position": jnp.zeros((batch, length), jnp.int32),
         "at": jnp.zeros((), jnp.int32),
     }

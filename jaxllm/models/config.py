@@ -24,6 +24,7 @@ NOT_NEGATIVE = (
     "rope_factor",
     "query_scale",
     "window",
+    "window_first",
     "global_every",
     "attention_softcap",
     "logit_softcap",
@@ -77,6 +78,7 @@ class ModelConfig:
     qk_norm: bool = False  # RMS norm of each query and key head (Qwen 3, Gemma 3)
     query_scale: float = 0.0  # multiplies q·k; 0: head_width ** -0.5
     window: int = 0  # keys a windowed layer sees, itself included; 0: all
+    window_first: int = 0  # tokens at a document's start that windowed layers see besides
     global_every: int = 0  # every n-th layer is global; 0: all windowed when window > 0
     attention_softcap: float = 0.0  # c: scores become c·tanh(score / c); 0: off
     logit_softcap: float = 0.0
@@ -207,6 +209,11 @@ def _check(c, values, vocab, length):
         raise ConfigError(
             f"config.model.kv_heads={c.kv_heads} does not divide heads={c.heads}.\n"
             f"  Try --config.model.kv_heads={nearest}."
+        )
+    if c.window_first and not c.window:
+        raise ConfigError(
+            f"config.model.window_first={c.window_first} needs a window.\n"
+            "  Try --config.model.window_first=0."
         )
     if c.experts and c.experts_per_token > c.experts:
         raise ConfigError(

@@ -22,11 +22,13 @@ class Tokens(NamedTuple):
         arrays: tuple of arrays [B, heads, T, …].
         index_BT: place of each in its row, int32.
         segment_BT: document of each, int32.
+        position_BT: place of each in its document, int32.
     """
 
     arrays: Any
     index_BT: Any
     segment_BT: Any
+    position_BT: Any
 
 
 class Kernel(NamedTuple):
@@ -80,8 +82,10 @@ def _heads_first(*arrays):
 
 def _tokens(q_arrays, k_arrays, rows):
     shape = q_arrays[0].shape[0], q_arrays[0].shape[2]
-    index, _, segment, _ = (jnp.broadcast_to(x, shape) for x in rows)
-    return Tokens(q_arrays, index, segment), Tokens(k_arrays, index, segment)
+    position = rows.query_BT if rows.key_position_BS is None else rows.key_position_BS
+    places = rows.query_BT, rows.query_segment_BT, position
+    places = tuple(jnp.broadcast_to(x, shape) for x in places)
+    return Tokens(q_arrays, *places), Tokens(k_arrays, *places)
 
 
 def _forward(q_BTNH, k_BSKH, v_BSKH, rows, kernel):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from jaxllm.models.ring import Kernel, attend
+from jaxllm.models.ring import Kernel, Tokens, attend
 
 LANES = 128  # the kernel's tiles: head widths and lengths are multiples of it
 BLOCK = 512  # queries and keys a block, at most
@@ -26,6 +26,8 @@ def why_not(c, length, devices=1):
     if length % (LANES * (2 * devices if devices > 1 else 1)):
         shared = f" x 2 x {devices} devices" if devices > 1 else ""
         return f"config.data.length={length} is no multiple of {LANES}{shared}"
+    if c.window_first:
+        return f"its masks do not know where documents start, as window_first={c.window_first} does"
     if devices > 1 and c.window:
         return f"window={c.window} does not go with mesh.seq={devices}"
     return ""
@@ -57,15 +59,17 @@ def _make(one, heads, cap, interpret, **options):
     )
 
 
-def splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, interpret=False):
+def splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, interpret=False):
     """Attention by blocks; the scores are never in memory. For rows in order, without a cache.
 
     Args:
         q_BTNH, k_BSKH, v_BSKH: with T = S, a multiple of 128, as is H.
         rows: `attention.Rows`; its indices must be those of whole rows in order.
-        scale, window, cap: as in `attention.reference`.
+        scale, window, cap: as in `attention.reference`; `first` is not supported.
         interpret: runs the kernel as plain jax, for a CPU.
     """
+    if first:
+        raise ValueError(f"first={first} is not supported by splash attention.")
     T, N = q_BTNH.shape[1:3]
     one = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
     kernel = _make(one, N, cap, interpret)
@@ -74,7 +78,7 @@ def splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, interpret=False)
     return swap(jax.vmap(kernel)(swap(q_BTNH * scale), swap(k_BSKH), swap(v_BSKH), ids))
 
 
-def ring_splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, interpret=False):
+def ring_splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, interpret=False):
     """Splash attention in a ring over `seq`; arguments as in `splash`, T a multiple of 256.
 
     A device has an early and a late part of the row. Of another's keys its late queries see the
@@ -98,7 +102,7 @@ def _half(tokens, late):
         return jax.lax.dynamic_slice_in_dim(x, late * size, size, axis=axis)
 
     arrays = tuple(cut(x, 2) for x in tokens.arrays)
-    return tokens._replace(arrays=arrays, index_BT=None, segment_BT=cut(tokens.segment_BT, 1))
+    return Tokens(arrays, None, cut(tokens.segment_BT, 1), None)
 
 
 def _pairs(queries, keys, own):

@@ -257,19 +257,22 @@ class Transformer(nnx.Module):
                 angles[windowed] = rope_angles(c, wire.join(batch["position"]), windowed=windowed)
         if cache is None and "index" in batch:
             index_BT, segment_BT = wire.join(batch["index"]), wire.join(batch["segment"])
-            rows = Rows(index_BT, index_BT, segment_BT, segment_BT)
+            position_BT = wire.join(batch["position"])
+            rows = Rows(index_BT, index_BT, segment_BT, segment_BT, position_BT)
             return Context(batch["index"], rows, angles, None, shard, gather), None
         index_T = jnp.arange(T, dtype=jnp.int32)[None]
         if cache is None:
-            rows = Rows(index_T, index_T, batch["segment"], batch["segment"])
+            segment_BT = batch["segment"]
+            rows = Rows(index_T, index_T, segment_BT, segment_BT, batch["position"])
             return Context(index_T, rows, angles, None, shard, gather), None
         at = cache["at"]
-        segment_BS = jax.lax.dynamic_update_slice_in_dim(
-            cache["segment"], batch["segment"], at, axis=1
-        )
-        key_S = jnp.arange(segment_BS.shape[1], dtype=jnp.int32)[None]
-        rows = Rows(index_T + at, key_S, batch["segment"], segment_BS)
-        cache = {**cache, "segment": segment_BS, "at": at + T}
+        kept = {
+            name: jax.lax.dynamic_update_slice_in_dim(cache[name], batch[name], at, axis=1)
+            for name in ("segment", "position")
+        }
+        key_S = jnp.arange(kept["segment"].shape[1], dtype=jnp.int32)[None]
+        rows = Rows(index_T + at, key_S, batch["segment"], kept["segment"], kept["position"])
+        cache = {**cache, **kept, "at": at + T}
         return Context(index_T + at, rows, angles, at, shard, gather), cache
 
     def _run_layers(self, x_BTD, context, key, cache):
