@@ -54,3 +54,8 @@ class ParamInfo(NamedTuple):
     def multiplies(self):
         """Whether it is a matrix that activations are multiplied by: hidden, or the head."""
         return bool(self.inputs) or (len(self.axes) == 2 and self.axes[1] == "vocab")
+
+    @property
+    def is_table(self):
+        """Whether its rows are looked up by an index: tokens, positions."""
+        return len(self.axes) == 2 and self.axes[0] in ("vocab", "positions")

@@ -31,7 +31,7 @@ def test_a_model_that_leaks_across_documents_fails(tmp_path, monkeypatch):
 
     real = attention.visible
 
-    def leaky(rows, window):
+    def leaky(rows, window, *_):
         return real(rows._replace(query_segment_BT=rows.key_segment_BS * 0 + 1,
                                   key_segment_BS=rows.key_segment_BS * 0 + 1), window)  # fmt: skip
 

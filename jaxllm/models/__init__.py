@@ -26,8 +26,9 @@ class Model(NamedTuple):
     Attributes:
         config: what it is made of.
         init: key -> params, nested dicts of float32 arrays.
-        whole: params -> params, those outside the layers whole over the devices that share
-            rows; what the others below take.
+        whole: params -> params in the dtype of the computation (norms, biases and routers in their
+            own), those outside the layers whole over the devices that share them; what the others
+            below take.
         hidden: (params, batch, key=None) -> (final hidden states [B, T, D], {name: sum over the
             tokens of a loss of the routers, weighted}); key: one a row.
         logits: (params, x [..., D]) -> float32 logits [..., V].
@@ -99,8 +100,13 @@ def make(c, shard=place_nowhere, gather=is_whole):
     def init(key):
         return nnx.to_pure_dict(nnx.state(Transformer(c, rngs=nnx.Rngs(params=key)), nnx.Param))
 
+    infos = abstract_params(c)
+
     def whole(params):
         def one(path, x):
+            # Before the layers' loop, so that gradients too are stacked in this dtype.
+            if infos[path].multiplies or infos[path].is_table:
+                x = x.astype(c.dtype)
             return x if path.startswith("layers/") else gather(path, x)
 
         return trees.map_with_path(one, params)

@@ -175,6 +175,23 @@ def rotate_by_product(x_BTNH, angles):
     return x_BTNH * cos + jnp.tensordot(x_BTNH, jnp.asarray(turn, x_BTNH.dtype), 1) * sin
 
 
+@jax.custom_vjp
+def look_up(table, rows):
+    """Returns rows of a table [V, D]; their gradients add up in float32, whatever its dtype."""
+    return jnp.take(table, rows, axis=0)
+
+
+def _look_up_backward(kept, g):
+    like, rows = kept
+    sums = jnp.zeros(like.shape, jnp.float32).at[rows].add(g.astype(jnp.float32))
+    return sums.astype(like.dtype), None
+
+
+look_up.defvjp(
+    lambda table, rows: (jnp.take(table, rows, axis=0), (table, rows)), _look_up_backward
+)
+
+
 def softcap(x, cap):
     """Squashes x smoothly into (-cap, cap) (Gemma 2 report, section 2)."""
     return cap * jnp.tanh(x / cap)

@@ -13,6 +13,7 @@ from jaxllm.models.layers import (
     Norm,
     Projection,
     dropout,
+    look_up,
     make_param,
     rope_angles,
     softcap,
@@ -196,14 +197,14 @@ class Transformer(nnx.Module):
         # Gathered whole over fsdp first: rows, not parts of their width, are looked up.
         table_VD = shard(self.embed[...], "vocab", "embed")
         if self._splits_vocab():
-            x_BTD = wire.own_rows(table_VD, wire.join(batch["tokens"])).astype(c.dtype)
+            x_BTD = wire.own_rows(look_up, table_VD, wire.join(batch["tokens"])).astype(c.dtype)
             x_BTD = wire.sum_parts(x_BTD)
         else:
-            x_BTD = jnp.take(table_VD, batch["tokens"], axis=0).astype(c.dtype)
+            x_BTD = look_up(table_VD, batch["tokens"]).astype(c.dtype)
         if c.embed_scale:
             x_BTD = x_BTD * jnp.asarray(c.width**0.5, c.dtype)
         if self.position is not None:
-            x_BTD = x_BTD + jnp.take(self.position[...], batch["position"], axis=0).astype(c.dtype)
+            x_BTD = x_BTD + look_up(self.position[...], batch["position"]).astype(c.dtype)
         context, cache = self._context(batch, shard, gather, cache)
         x_BTD = shard(x_BTD, "batch", "length", "embed")
         x_BTD = dropout(x_BTD, c.dropout, keys[0], context.index_BT)

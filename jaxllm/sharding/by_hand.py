@@ -9,6 +9,8 @@ sum: half the bytes of a sum over all devices, once.
 Source: ZeRO stage 3 (Rajbhandari et al. 2020, arXiv:1910.02054).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,31 +28,50 @@ def param_specs(infos, rules, mesh):
     )
 
 
-def make_gather(infos, specs, dtype):
+def make_gather(infos, specs, mesh):
     """Returns gather(path, x) -> x, whole over the axes that are split only to save memory.
 
     Args:
         infos: {path: ParamInfo}.
         specs: what `param_specs` returns.
-        dtype: of the computation.
+        mesh: the mesh.
 
-    What activations are multiplied by is gathered in `dtype`, the rest (tables, norms, biases) in
-    its own. A parameter of stacked layers may come without its first axis.
+    A parameter of stacked layers may come without its first axis.
     """
     specs = trees.flatten(specs)
+    in_halves = mesh.devices.flat[0].platform == "tpu"
 
     def gather(path, x):
         info = infos[path]
-        if info.multiplies:
-            x = x.astype(dtype)
         without = len(info.axes) - x.ndim
         parts = tuple(specs[path])[without:]
         for dimension, names in enumerate(parts):
             if names and info.axes[dimension + without] in GATHERED:
-                x = jax.lax.all_gather(x, names, axis=dimension, tiled=True)
+                x = _gather(jnp.moveaxis(x, dimension, 0), names, in_halves)
+                x = jnp.moveaxis(x, 0, dimension)
         return x
 
     return gather
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x, names, in_halves):
+    """Gathers axis 0 over mesh axes; its gradient is scattered, `in_halves` if so."""
+    return jax.lax.all_gather(x, names, axis=0, tiled=True)
+
+
+def _scatter(names, in_halves, _, g):
+    scatter = functools.partial(jax.lax.psum_scatter, axis_name=names, tiled=True)
+    n = jax.lax.axis_size(names)
+    if not in_halves or n % 2 or n == 2 or not isinstance(names, str):
+        return (scatter(g),)
+    # A TPU's compiler makes a scatter over all devices a sum over all, of twice the bytes. One over
+    # those with even and odd places, and then one over neighbours, it leaves as they are.
+    g = scatter(g, axis_index_groups=[range(0, n, 2), range(1, n, 2)])
+    return (scatter(g, axis_index_groups=[(i, i + 1) for i in range(0, n, 2)]),)
+
+
+_gather.defvjp(lambda x, names, in_halves: (_gather(x, names, in_halves), None), _scatter)
 
 
 def spread(function, mesh, specs, *, gradients):

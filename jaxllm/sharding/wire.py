@@ -79,14 +79,15 @@ def scatter_rows(x):
     return jax.lax.psum_scatter(x, "expert", scatter_dimension=0, tiled=True)
 
 
-def own_rows(table, rows):
+def own_rows(look_up, table, rows):
     """Looks up rows of a table that is split over `tensor` along axis 0; 0 for those of others.
 
     Args:
+        look_up: (table, rows) -> its rows.
         table: [V / tensor, D].
         rows: int32[...], from 0 to V - 1.
     """
     rows = rows - index("tensor") * table.shape[0]
     here = (rows >= 0) & (rows < table.shape[0])
-    found = jnp.take(table, jnp.where(here, rows, 0), axis=0)
+    found = look_up(table, jnp.where(here, rows, 0))
     return jnp.where(here[..., None], found, 0)

@@ -155,7 +155,7 @@ def assemble_program(config, vocab, devices):
     infos = models.abstract_params(c)
     rules = sharding.RULES[config.sharding]
     specs = sharding.param_specs(infos, rules.params, mesh)
-    gather = sharding.make_gather(infos, specs, c.dtype)
+    gather = sharding.make_gather(infos, specs, mesh)
     by_rows = models.make(c, sharding.make_shard(mesh), gather)
     loss = make(objectives.OBJECTIVES, config.objective, "objective", by_rows)
     schedule = optim.make_schedule(config.schedule, config.steps)
