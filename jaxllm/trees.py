@@ -49,6 +49,15 @@ def sum_over(function, pieces):
     return jax.lax.scan(add, zeros, pieces)[0]
 
 
+@jax.custom_vjp
+def together(tree):
+    """Returns the tree; none of its gradients is used before all of them are there."""
+    return tree
+
+
+together.defvjp(lambda tree: (tree, None), lambda _, g: (jax.lax.optimization_barrier(g),))
+
+
 def count(tree):
     """Number of elements in all leaves that have a shape."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxllm.config import ConfigError
 from jaxllm.models import lsh, splash
 from jaxllm.models.blocks import blocks
-from jaxllm.models.layers import Norm, Projection, rotate, rotate_by_product, softcap
+from jaxllm.models.layers import Norm, Projection, keep, rotate, rotate_by_product, softcap
 from jaxllm.sharding import wire
 
 
@@ -128,6 +128,9 @@ ATTENTION = {
 # Those for rows that several devices share, in the place of the same name above.
 RINGS = {"splash": splash.ring_splash, "blocks": blocks}
 
+# Those that mark their results for remat="light" themselves, with what else they need of them.
+KEEPING = ("splash", "blocks")
+
 # What a kernel runs on, where not on all.
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
 
@@ -230,6 +233,8 @@ class Attention(nnx.Module):
         v_BSKH = self.v(x_BTD, only)
         if angles is not None:
             q_BTNH, k_BSKH = self.rotate(q_BTNH, angles), self.rotate(k_BSKH, angles)
+        # Scaled here, where it costs nothing, and not by the kernel.
+        q_BTNH, k_BSKH, v_BSKH = keep(q_BTNH * self.scale), keep(k_BSKH), keep(v_BSKH)
         q_BTNH = shard(q_BTNH, "batch", "length", "heads", "head")
         k_BSKH = shard(k_BSKH, "batch", "length", "kv_heads", "head")
         v_BSKH = shard(v_BSKH, "batch", "length", "kv_heads", "head")
@@ -239,13 +244,14 @@ class Attention(nnx.Module):
             v_BSKH = write(cache["v"], v_BSKH.astype(cache["v"].dtype), cache["at"], axis=1)
             cache = {"k": k_BSKH, "v": v_BSKH}
         window = self.window if windowed else 0
-        options = dict(scale=self.scale, window=window, cap=self.cap, first=self.first)
+        options = dict(scale=1.0, window=window, cap=self.cap, first=self.first)
         # Kernels are for whole rows; a few queries over a cache are cheap as they are.
         kernels = RINGS if wire.size("seq") > 1 else ATTENTION
         kernel = kernels[self.kernel]
         if cache is not None:
             kernel = functools.partial(reference, others=self.k is None)
         y_BTNH = kernel(q_BTNH, k_BSKH, v_BSKH, rows, **options)
+        y_BTNH = y_BTNH if self.kernel in KEEPING else keep(y_BTNH)
         return self.o(shard(y_BTNH, "batch", "length", "heads", "head")), cache
 
     def _key_heads(self, heads):

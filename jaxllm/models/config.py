@@ -12,7 +12,7 @@ CHOICES = {
     "rope_scaling": ("none", "linear", "llama3"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
     "dtype": ("float32", "bfloat16", "float16"),
-    "remat": ("none", "dots", "full"),
+    "remat": ("none", "dots", "light", "full"),
     "products": ("auto", "flat", "direct"),
 }
 
@@ -101,7 +101,9 @@ class ModelConfig:
     dropout: float = 0.0  # of embeddings, attention output and MLP output
 
     attention: str = "auto"  # kernel; a key of models.attention.ATTENTION
-    remat: str = "none"  # what the backward pass recomputes: none, dots (all but dots), full
+    # What the backward pass computes again: none; dots (all but products); light (norms,
+    # activations, positions; no kernel); full.
+    remat: str = "none"
     unroll: int = 0  # layers an iteration of the layer scan; 0: all of up to 8 on a CPU, else 1
     pipeline_pieces: int = 0  # that a device's rows go through the stages in; 0: one row each
     pipeline_rounds: int = 1  # how often a piece goes round the stages; more: smaller bubble

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.dims import AXIS_OF_LETTER
 from jaxllm.sharding import wire
@@ -19,6 +20,15 @@ ACTIVATIONS = {
 }
 
 ZEROS, ONES = jax.nn.initializers.zeros, jax.nn.initializers.ones
+
+
+# What remat="light" keeps: results of products and kernels that the backward pass needs.
+KEPT = "kept"
+
+
+def keep(x):
+    """Marks what the backward pass should find, where it does not keep everything."""
+    return checkpoint_name(x, KEPT)
 
 
 def make_param(init, key, shape, axes, inputs=()):

@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from jaxllm.models.layers import ACTIVATIONS, Projection
+from jaxllm.models.layers import ACTIVATIONS, Projection, keep
 
 
 class Mlp(nnx.Module):
@@ -19,6 +19,6 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BTD, shard):
         """Returns [B, T / tensor, D] of x joined over `tensor`."""
-        act, up_BTF = ACTIVATIONS[self.activation], self.up(x_BTD)
-        y_BTF = act(up_BTF) if self.gate is None else act(self.gate(x_BTD)) * up_BTF
+        act, up_BTF = ACTIVATIONS[self.activation], keep(self.up(x_BTD))
+        y_BTF = act(up_BTF) if self.gate is None else act(keep(self.gate(x_BTD))) * up_BTF
         return self.down(shard(y_BTF, "batch", "length", "mlp"))

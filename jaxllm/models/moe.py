@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.models.layers import ACTIVATIONS, Projection, make_param
+from jaxllm.models.layers import ACTIVATIONS, Projection, keep, make_param
 from jaxllm.models.mlp import Mlp
 from jaxllm.sharding import wire
 
@@ -102,8 +102,8 @@ class Experts(nnx.Module):
             x: [E, C, D]; or [M, D], sorted by expert.
             sizes: how many of x each expert has, int32[E], in the second case.
         """
-        act, up = ACTIVATIONS[self.activation], self.up(x, sizes=sizes)
-        y = act(up) if self.gate is None else act(self.gate(x, sizes=sizes)) * up
+        act, up = ACTIVATIONS[self.activation], keep(self.up(x, sizes=sizes))
+        y = act(up) if self.gate is None else act(keep(self.gate(x, sizes=sizes))) * up
         return self.down(y, sizes=sizes)
 
 

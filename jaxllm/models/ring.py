@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxllm.models.layers import keep
 from jaxllm.sharding import wire
 
 
@@ -104,7 +105,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, rows, kernel):
     if wire.size("seq") > 1:
         start = _pass_on(keys), y, partition
         _, y, partition = loop(wire.size("seq") - 1, one_round, start)
-    y = y.astype(q.dtype)
+    y, partition = keep(y.astype(q.dtype)), keep(partition)
     return jnp.swapaxes(y, 1, 2), (q, *kv, rows, y, partition)
 
 

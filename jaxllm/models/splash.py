@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from jaxllm.models.layers import KEPT
 from jaxllm.models.ring import Kernel, Tokens, attend
 
 LANES = 128  # the kernel's tiles: head widths and lengths are multiples of it
@@ -72,7 +73,7 @@ def splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, interpr
         raise ValueError(f"first={first} is not supported by splash attention.")
     T, N = q_BTNH.shape[1:3]
     one = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
-    kernel = _make(one, N, cap, interpret)
+    kernel = _make(one, N, cap, interpret, residual_checkpoint_name=KEPT)
     swap = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
     ids = kernels.SegmentIds(rows.query_segment_BT, rows.key_segment_BS)
     return swap(jax.vmap(kernel)(swap(q_BTNH * scale), swap(k_BSKH), swap(v_BSKH), ids))

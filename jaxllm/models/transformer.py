@@ -10,9 +10,11 @@ from flax import nnx
 from jaxllm.models import pipeline
 from jaxllm.models.attention import Attention, Rows
 from jaxllm.models.layers import (
+    KEPT,
     Norm,
     Projection,
     dropout,
+    keep,
     look_up,
     make_param,
     rope_angles,
@@ -27,6 +29,7 @@ from jaxllm.sharding import wire
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "light": jax.checkpoint_policies.save_only_these_names(KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -135,7 +138,8 @@ class Block(nnx.Module):
             y_BTD = y_BTD + feed(h_BTD)
             y_BTD = y_BTD if self.attn_out_norm is None else self.attn_out_norm(y_BTD)
             return x_BTD + y_BTD, new, losses
-        x_BTD = x_BTD + (y_BTD if self.attn_out_norm is None else self.attn_out_norm(y_BTD))
+        y_BTD = y_BTD if self.attn_out_norm is None else self.attn_out_norm(y_BTD)
+        x_BTD = keep(x_BTD + y_BTD)
         y_BTD = feed(self.mlp_norm(x_BTD))
         y_BTD = y_BTD if self.mlp_out_norm is None else self.mlp_out_norm(y_BTD)
         return x_BTD + y_BTD, new, losses

@@ -76,8 +76,12 @@ def make(model, *, z_loss=0.0, chunk=0):
 
     def loss(params, refs, batch, key=None):
         del refs  # nothing frozen takes part
-        params = model.whole(params)
-        x_BTD, extra = model.hidden(params, batch, key)
+        x_BTD, extra = model.hidden(model.whole(params), batch, key)
+        # The backward pass is done with the head, and so with its logits, before it begins with
+        # the layers: left to itself a compiler may hold them all the while.
+        outside = {name: leaf for name, leaf in params.items() if name != "layers"}
+        outside, x_BTD = trees.together((outside, x_BTD))
+        params = model.whole(outside)
         n = pieces(*x_BTD.shape[:2], model.config.vocab, chunk)
         sums = add_pieces(piece_sums, params, (x_BTD, batch["targets"], batch["weight"]), n)
         total = sums["loss"] + sums.get("z_loss", 0.0) + sum(extra.values())

@@ -14,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from jaxllm import trees
@@ -66,7 +67,10 @@ def _scatter(names, in_halves, _, g):
     if not in_halves or n % 2 or n == 2 or not isinstance(names, str):
         return (scatter(g),)
     # A TPU's compiler makes a scatter over all devices a sum over all, of twice the bytes. One over
-    # those with even and odd places, and then one over neighbours, it leaves as they are.
+    # those with even and odd places, and then one over neighbours, it leaves as they are, if the
+    # axis is not the one that lies along the lanes.
+    if g.ndim == 2:
+        g = with_layout_constraint(g, Layout(major_to_minor=(0, 1)))
     g = scatter(g, axis_index_groups=[range(0, n, 2), range(1, n, 2)])
     return (scatter(g, axis_index_groups=[(i, i + 1) for i in range(0, n, 2)]),)
 
