@@ -45,14 +45,20 @@ RANGES = [
     "model.rope_fraction=2.0", "schedule.lr=-1", "schedule.lr=nan", "schedule.warmup_steps=100",
     "optim.momentum=1.0", "objective.z_loss=-1", "objective.chunk=-1",
     "data.validation_fraction=1.5", "data.sources.main.weight=-1",
-    "data.sources.main.documents=0",
+    "data.sources.main.documents=0", "model.experts=-1", "model.capacity=-1",
+    "model.pipeline_rounds=0", "model.window_first=-1", "model.balance_loss=-1",
 ]  # fmt: skip
 COMBINATIONS = [
     "data.batch=7", "data.batch=12", "validate.batch=7", "step.micro_batches=3",
     "step.micro_batches=2", "mesh.data=3", "mesh.fsdp=3", "mesh.fsdp=-1", "mesh.tensor=8",
     "model.heads=5", "model.kv_heads=3", "model.positions=16", "data.length=64 model.positions=32",
     "model.norm_bias=true", "model.head_width=7", "mesh.tensor=3 mesh.fsdp=5",
-    "model.mlp_width=33 mesh.tensor=2",
+    "model.mlp_width=33 mesh.tensor=2", "mesh.seq=3", "mesh.expert=2", "mesh.stage=8",
+    "model.experts=4 model.experts_per_token=5", "model.window_first=2", "mesh.slice=3",
+    "model.attention=lsh model.kv_heads=2", "model.attention=xla mesh.seq=2",
+    "model.experts=2 model.moe_every=3", "model.attention=cudnn", "data.length=24 mesh.seq=8",
+    "model.pipeline_pieces=3 mesh.stage=2",
+    "mesh.tensor=8 model.width=48 model.kv_heads=3 model.heads=24",
 ]  # fmt: skip
 
 

@@ -339,8 +339,9 @@ class Transformer(nnx.Module):
             return context.shard(x_BTD, "batch", "length", "embed"), (new, losses)
 
         if c.remat != "none" and "cache" not in per_layer:
+            # Where both passes are in one computation, a compiler finds what is computed twice.
             one = jax.checkpoint(
-                one, policy=REMAT[c.remat], static_argnums=(2, 3), prevent_cse=False
+                one, policy=REMAT[c.remat], static_argnums=(2, 3), prevent_cse=c.unroll >= layers
             )
 
         def several(x_BTD, stacked, first, count):

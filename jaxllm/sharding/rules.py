@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.sharding.mesh import ROW_AXES
@@ -71,13 +72,10 @@ def unsplit(infos, rules, mesh):
     notes = []
     for path, info in infos.items():
         parts = tuple(spec(info.axes, info.shape, rules, mesh))
-        parts += (None,) * (len(info.shape) - len(parts))
-        taken = {name for part in parts for name in part or ()}
-        for axis, size, part in zip(info.axes, info.shape, parts, strict=True):
+        taken = jax.tree.leaves(parts)  # a part is None, a name, or several
+        for axis, size in zip(info.axes, info.shape, strict=True):
             missed = [
-                name
-                for name in rules.get(axis, ())
-                if mesh.shape[name] > 1 and name not in (part or ()) and name not in taken
+                name for name in rules.get(axis, ()) if mesh.shape[name] > 1 and name not in taken
             ]
             notes += [f"{path}: {axis} {size} over {n}={mesh.shape[n]}" for n in missed]
     return notes

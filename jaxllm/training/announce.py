@@ -23,12 +23,12 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
     """
     c, config = run.model.config, run.config
     kind = jax.devices()[0].device_kind
-    mesh = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    split = [f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1]
     parameters = sum(math.prod(info.shape) for info in run.infos.values())
     train = flops.train_flops_per_token(c, config.data.length)
     lines = [
         ("devices", f"{run.mesh.size} x {kind}, {jax.process_count()} process(es)"),
-        ("mesh", f"{mesh}, {config.sharding}"),
+        ("mesh", f"{' x '.join(split) or 'one device'}, {config.sharding}"),
         ("model", f"{config.model.family} {config.model.size}".strip() + f", {_words(c)}"),
         ("parameters", f"{parameters:,}"),
         ("attention", c.attention + _ring_words(run)),
