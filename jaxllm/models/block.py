@@ -1,0 +1,105 @@
+"""A layer: attention and MLP, or experts, with their norms and residual sums."""
+
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from jaxllm.models.attention import Attention, Rows
+from jaxllm.models.layers import Norm, dropout, keep, split_keys
+from jaxllm.models.mlp import Mlp
+from jaxllm.models.moe import Moe
+from jaxllm.sharding import wire
+
+
+class Context(NamedTuple):
+    """What every layer reads besides its input.
+
+    Attributes:
+        index_BT: place in its row of each token of the stream.
+        rows: where queries and keys stand, joined over `tensor`.
+        angles: {windowed: (cos, sin)}, or {False: None, True: None} without rotary positions.
+        at: index in the cache of the first query, or None.
+        shard: function (x, *logical axes) -> x.
+        gather: function (path, parameter) -> parameter, whole over the devices that share rows.
+    """
+
+    index_BT: Any
+    rows: Rows
+    angles: dict
+    at: Any
+    shard: Any
+    gather: Any
+
+
+class Block(nnx.Module):
+    """Attention and MLP, or experts, with their norms and residual sums.
+
+    Where some layers have experts and others have not, a block is made without either, and
+    `Transformer` stacks them apart.
+    """
+
+    def __init__(self, c, *, rngs):
+        self.attn = Attention(c, rngs=rngs)
+        if not c.experts:
+            self.mlp = Mlp(c, c.mlp_width, rngs=rngs)
+        elif c.moe_every == 1:
+            self.moe = Moe(c, rngs=rngs)
+        self.place, self.parallel, self.rate = c.norm_place, c.parallel, c.dropout
+        self.attn_norm = Norm(c, c.width, "D", rngs=rngs)
+        two, around = not c.parallel, c.norm_place == "around"
+        self.mlp_norm = Norm(c, c.width, "D", rngs=rngs) if two else None
+        self.attn_out_norm = Norm(c, c.width, "D", rngs=rngs) if around else None
+        self.mlp_out_norm = Norm(c, c.width, "D", rngs=rngs) if two and around else None
+
+    def __call__(self, x_BTD, context, *, windowed, sparse, key, cache):
+        """Returns (x of the next layer, cache or None, sums of the router's losses).
+
+        Args:
+            x_BTD: input.
+            context: `Context`.
+            windowed: whether this layer sees only the model's window.
+            sparse: whether it has experts.
+            key: one dropout key a row, or None.
+            cache: None, or {"k", "v": [B, S, K, H]}.
+        """
+        keys, losses = split_keys(key, 2), {}
+
+        def attend(y_BTD):
+            held = None if cache is None else {**cache, "at": context.at}
+            y_BTD, new = self.attn(
+                wire.join(y_BTD),
+                context.angles[windowed],
+                context.rows,
+                context.shard,
+                windowed=windowed,
+                cache=held,
+            )
+            return dropout(y_BTD, self.rate, keys[0], context.index_BT), new
+
+        def feed(y_BTD):
+            y_BTD = wire.join(y_BTD)
+            if sparse:
+                segment_BT, decodes = context.rows.query_segment_BT, cache is not None
+                y_BTD, found = self.moe(y_BTD, segment_BT, context.shard, dropless=decodes)
+                losses.update(found)
+            else:
+                y_BTD = self.mlp(y_BTD, context.shard)
+            return dropout(y_BTD, self.rate, keys[1], context.index_BT)
+
+        if self.place == "post":  # x = norm(x + f(x)), as in the 2017 transformer
+            y_BTD, new = attend(x_BTD)
+            if self.parallel:
+                return self.attn_norm(x_BTD + y_BTD + feed(x_BTD)), new, losses
+            x_BTD = self.attn_norm(x_BTD + y_BTD)
+            return self.mlp_norm(x_BTD + feed(x_BTD)), new, losses
+        h_BTD = self.attn_norm(x_BTD)
+        y_BTD, new = attend(h_BTD)
+        if self.parallel:  # x + attention(norm(x)) + mlp(norm(x)): one norm serves both
+            y_BTD = y_BTD + feed(h_BTD)
+            y_BTD = y_BTD if self.attn_out_norm is None else self.attn_out_norm(y_BTD)
+            return x_BTD + y_BTD, new, losses
+        y_BTD = y_BTD if self.attn_out_norm is None else self.attn_out_norm(y_BTD)
+        x_BTD = keep(x_BTD + y_BTD)
+        y_BTD = feed(self.mlp_norm(x_BTD))
+        y_BTD = y_BTD if self.mlp_out_norm is None else self.mlp_out_norm(y_BTD)
+        return x_BTD + y_BTD, new, losses
