@@ -146,7 +146,6 @@ def deal(x, ring):
     if ring == 1:
         return x
     order = np.stack([np.arange(ring), 2 * ring - 1 - np.arange(ring)], axis=1).ravel()
-    # By part: a TPU picks single numbers by a product with a matrix of length x length.
     return x.reshape(*x.shape[:-1], 2 * ring, -1)[..., order, :].reshape(x.shape)
 
 
