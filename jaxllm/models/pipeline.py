@@ -27,7 +27,7 @@ def bubble(stages, pieces, rounds):
     return (stages - 1) / (stages * pieces * rounds + stages - 1)
 
 
-def run(function, x_BTD, shared, weights, gather, *, pieces, rounds):
+def run(function, x_BTD, shared, weights, gather, *, pieces, rounds, policy=None):
     """Sends this device's rows through the layers of all stages.
 
     Args:
@@ -40,6 +40,8 @@ def run(function, x_BTD, shared, weights, gather, *, pieces, rounds):
             once, before the first tick, and not in each.
         pieces: that B is cut into.
         rounds: v; L is a multiple of S v.
+        policy: of `jax.checkpoint`, what the backward pass finds of a tick; None for all but what
+            was only picked, not least the weights of a chunk.
 
     Returns:
         (x_BTD after all layers, sums of this device's layers over all rows of the pipeline).
@@ -69,6 +71,7 @@ def run(function, x_BTD, shared, weights, gather, *, pieces, rounds):
         sums = jax.tree.map(lambda s: jnp.where(works, s, 0), sums)
         return jax.lax.ppermute(x_bTD, "stage", around), (x_bTD, sums)
 
+    tick = jax.checkpoint(tick, policy=policy or _is_computed, prevent_cse=False)
     start = jnp.zeros(x_PbTD.shape[1:], x_PbTD.dtype)
     _, (left, sums) = jax.lax.scan(tick, start, (jnp.arange(ticks), fed))
     turns = np.arange(P * rounds)
@@ -76,6 +79,11 @@ def run(function, x_BTD, shared, weights, gather, *, pieces, rounds):
     x_PbTD = jnp.where(me == S - 1, left[last_lap + S - 1], 0)
     x_PbTD = jax.lax.psum_scatter(x_PbTD, "stage", scatter_dimension=0, tiled=True)
     return x_PbTD.reshape(x_BTD.shape), jax.tree.map(lambda s: s.sum(0), sums)
+
+
+def _is_computed(primitive, *_, **__):
+    """Whether something is more than a part of what is there anyway."""
+    return primitive.name not in ("dynamic_slice", "squeeze", "reshape")
 
 
 def _piece(turn, stages, rounds):

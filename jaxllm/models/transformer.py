@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models import pipeline
 from jaxllm.models.attention import Rows
@@ -24,6 +25,8 @@ from jaxllm.models.layers import (
 from jaxllm.models.mlp import Mlp
 from jaxllm.models.moe import Moe
 from jaxllm.sharding import wire
+
+INPUT = "input"  # name of a layer's input, for a pipeline's backward pass
 
 # What the backward pass may keep; the rest it computes again.
 REMAT = {
@@ -216,6 +219,10 @@ class Transformer(nnx.Module):
             (context.index_BT, context.rows, context.angles, key),
         )
         options = dict(pieces=c.pipeline_pieces or B, rounds=c.pipeline_rounds)
+        if c.remat != "none":  # every layer's input, and what the layers keep themselves
+            inputs = jax.checkpoint_policies.save_only_these_names(INPUT)
+            both = jax.checkpoint_policies.save_from_both_policies
+            options["policy"] = both(inputs, REMAT[c.remat])
         gather = functools.partial(_gather_layers, context.gather)
         x_BTD, losses = pipeline.run(chunk, x_BTD, shared, weights, gather, **options)
         return x_BTD, None, losses
@@ -250,12 +257,15 @@ class Transformer(nnx.Module):
                 one, policy=REMAT[c.remat], static_argnums=(2, 3), prevent_cse=c.unroll >= layers
             )
 
+        def run_one(x_BTD, *rest):
+            return one(checkpoint_name(x_BTD, INPUT), *rest)
+
         def several(x_BTD, stacked, first, count):
             new, losses = [], []
             for i in range(count):
                 layer = _layer_of(c, stacked, i)
                 kinds = c.is_windowed(first + i), c.has_experts(first + i)
-                x_BTD, (held, found) = one(x_BTD, layer, *kinds)
+                x_BTD, (held, found) = run_one(x_BTD, layer, *kinds)
                 new.append(held)
                 losses += [found] if found else []
             new = jax.tree.map(lambda *a: jnp.stack(a), *new)
@@ -270,7 +280,7 @@ class Transformer(nnx.Module):
 
         def body(x_BTD, layer):
             if period == 1:
-                return one(x_BTD, layer, c.is_windowed(0), c.has_experts(0))
+                return run_one(x_BTD, layer, c.is_windowed(0), c.has_experts(0))
             return several(x_BTD, layer, 0, period)
 
         x_BTD, (new, losses) = jax.lax.scan(body, x_BTD, scanned, unroll=max(c.unroll // period, 1))
