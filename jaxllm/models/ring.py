@@ -50,8 +50,8 @@ class Kernel(NamedTuple):
 def loop(count, body, carry):
     """Returns carry after body(i, carry) for i below `count`.
 
-    A while loop: of a scan, `jax.checkpoint` keeps every iteration's parts for the backward pass,
-    although `attend` has a gradient of its own.
+    A while loop: of a scan over arrays `jax.checkpoint` keeps every iteration's parts for the
+    backward pass, although `attend` has a gradient of its own.
     """
     start = jnp.zeros((), jnp.int32), carry
     return jax.lax.while_loop(lambda c: c[0] < count, lambda c: (c[0] + 1, body(*c)), start)[1]
