@@ -42,7 +42,8 @@ def main():
     parser.add_argument("--config", default="configs/pretrain.py:family=llama,size=7b")
     options, rest = parser.parse_known_args()
     _, overrides, _ = settings.split_arguments([f"--config={options.config}", *rest])
-    folder = pathlib.Path(options.dump or tempfile.mkdtemp())
+    scratch = tempfile.TemporaryDirectory()
+    folder = pathlib.Path(options.dump or scratch.name)
     # The compiler writes its text itself: that of some programs for v5p cannot be had from jax.
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} --xla_dump_hlo_as_text "
@@ -60,9 +61,8 @@ def main():
     costs = hlo.costs(next(folder.glob("*.after_codegen.txt")).read_text())
     wire = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sorted(costs.wire.items()))
     print(
-        f"{options.topology}, {len(devices)} chips as "
-        + " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1)
-        + f": arguments {memory.argument_size_in_bytes / 1e9:.3f} GB, temporaries "
+        f"{options.topology}, {len(devices)} chips as {sharding.words(mesh)}: "
+        f"arguments {memory.argument_size_in_bytes / 1e9:.3f} GB, temporaries "
         f"{memory.temp_size_in_bytes / 1e9:.2f} GB; on the wire, GB: {wire}; "
         f"{costs.matmul_flops:.3e} matrix FLOPs, {costs.cycles:.3e} cycles; "
         f"compiled in {seconds:.0f} s"

@@ -45,12 +45,12 @@ def config(fields=(), file=FILE):
 def shape_of(name):
     """{axis: size} of "data 2 x fsdp 4"; the other axes are 1."""
     pairs = (part.split() for part in name.split(" x "))
-    return dict.fromkeys(sharding.MESH_AXES, 1) | {axis: int(size) for axis, size in pairs}
+    return sharding.full_shape(**{axis: int(size) for axis, size in pairs})
 
 
 def mesh(**sizes):
     """A mesh of the first devices; axes that are not given are 1."""
-    shape = dict.fromkeys(sharding.MESH_AXES, 1) | sizes
+    shape = sharding.full_shape(**sizes)
     return sharding.make_mesh(shape, jax.devices()[: math.prod(shape.values())])
 
 

@@ -63,7 +63,7 @@ def test_only_slice_and_data_cross_the_network_between_slices():
     devices = topology.tpu_devices("v5e:2x4", slices=4)
 
     def slices_of(**sizes):
-        mesh = sharding.make_mesh(dict.fromkeys(sharding.MESH_AXES, 1) | sizes, devices)
+        mesh = sharding.make_mesh(sharding.full_shape(**sizes), devices)
         return np.vectorize(lambda device: device.slice_index)(mesh.devices).reshape(
             sizes.get("slice", 1), sizes["data"], -1
         )

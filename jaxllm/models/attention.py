@@ -160,9 +160,8 @@ def choose(c, length, platform, devices=1):
     if platform and platform != PLATFORMS.get(name, platform):
         lacks = f"it runs on a {PLATFORMS[name].upper()} and this is a {platform.upper()}"
     if lacks:
-        other = "auto" if name != "auto" else "reference"
         raise ConfigError(
-            f"config.model.attention={name!r}: {lacks}.\n  Try --config.model.attention={other}."
+            f"config.model.attention={name!r}: {lacks}.\n  Try --config.model.attention=auto."
         )
     return name
 
@@ -193,15 +192,15 @@ class Attention(nnx.Module):
         self.q = Projection("BTD,DNH->BTNH", sizes, bias=c.qkv_bias, **keywords)
         # Not yet chosen where a model is made for no mesh, so for no platform.
         self.kernel = "reference" if c.attention == "auto" else c.attention
-        of_keys = functools.partial(Projection, "BSD,DKH->BSKH", sizes, bias=c.qkv_bias)
-        self.k = None if self.kernel == "lsh" else of_keys(**keywords)  # queries are keys
-        self.v = Projection("BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
+        of_keys = functools.partial(Projection, "BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
+        self.k = None if self.kernel == "lsh" else of_keys()  # queries are keys
+        self.v = of_keys()
         # Small at the start, so that the sum over 2 L branches keeps the size of its parts.
         std = (c.heads * c.head_width * 2 * c.layers) ** -0.5
         self.o = Projection("BTNH,NHD->BTD", sizes, bias=c.out_bias, std=std, sums=True, **keywords)
         self.q_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
-        of_keys = c.qk_norm and self.k is not None
-        self.k_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if of_keys else None
+        norms_keys = c.qk_norm and self.k is not None
+        self.k_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if norms_keys else None
         self.rotate = rotate_by_product if c.products == "direct" else rotate
         self.window, self.first = c.window, c.window_first
         self.group, self.kv_heads = c.group, c.kv_heads
@@ -245,10 +244,9 @@ class Attention(nnx.Module):
             cache = {"k": k_BSKH, "v": v_BSKH}
         window = self.window if windowed else 0
         options = dict(scale=1.0, window=window, cap=self.cap, first=self.first)
-        # Kernels are for whole rows; a few queries over a cache are cheap as they are.
-        kernels = RINGS if wire.size("seq") > 1 else ATTENTION
-        kernel = kernels[self.kernel]
-        if cache is not None:
+        if cache is None:
+            kernel = (RINGS if wire.size("seq") > 1 else ATTENTION)[self.kernel]
+        else:  # kernels are for whole rows; a few queries over a cache are cheap as they are
             kernel = functools.partial(reference, others=self.k is None)
         y_BTNH = kernel(q_BTNH, k_BSKH, v_BSKH, rows, **options)
         y_BTNH = y_BTNH if self.kernel in KEEPING else keep(y_BTNH)

@@ -212,22 +212,7 @@ def _check(c, values, vocab, length):
             f"config.model.kv_heads={c.kv_heads} does not divide heads={c.heads}.\n"
             f"  Try --config.model.kv_heads={nearest}."
         )
-    if c.window_first and not c.window:
-        raise ConfigError(
-            f"config.model.window_first={c.window_first} needs a window.\n"
-            "  Try --config.model.window_first=0."
-        )
-    if c.experts and c.experts_per_token > c.experts:
-        raise ConfigError(
-            f"config.model.experts_per_token={c.experts_per_token} is more than the "
-            f"experts={c.experts} there are.\n  Try --config.model.experts_per_token={c.experts}."
-        )
-    if c.experts and c.moe_every > 1 and c.layers % c.period:
-        raise ConfigError(
-            f"config.model.layers={c.layers} is no multiple of {c.period}, after which the pattern "
-            f"of windows and experts repeats.\n"
-            f"  Try --config.model.layers={math.ceil(c.layers / c.period) * c.period}."
-        )
+    _check_pattern(c)
     if length > c.positions:
         raise ConfigError(
             f"config.data.length={length} is longer than config.model.positions={c.positions}.\n"
@@ -257,4 +242,24 @@ def _check(c, values, vocab, length):
     if c.norm == "rms" and c.norm_bias:
         raise ConfigError(
             "config.model.norm_bias=True needs norm='layer'.\n  Try --config.model.norm=layer."
+        )
+
+
+def _check_pattern(c):
+    """Raises ConfigError for windows and experts that do not fit the layers."""
+    if c.window_first and not c.window:
+        raise ConfigError(
+            f"config.model.window_first={c.window_first} needs a window.\n"
+            "  Try --config.model.window_first=0."
+        )
+    if c.experts and c.experts_per_token > c.experts:
+        raise ConfigError(
+            f"config.model.experts_per_token={c.experts_per_token} is more than the "
+            f"experts={c.experts} there are.\n  Try --config.model.experts_per_token={c.experts}."
+        )
+    if c.experts and c.moe_every > 1 and c.layers % c.period:
+        raise ConfigError(
+            f"config.model.layers={c.layers} is no multiple of {c.period}, after which the pattern "
+            f"of windows and experts repeats.\n"
+            f"  Try --config.model.layers={math.ceil(c.layers / c.period) * c.period}."
         )

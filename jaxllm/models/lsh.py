@@ -72,8 +72,8 @@ def lsh(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, rounds=ROU
     bucket = jax.lax.stop_gradient(hashes(q, buckets, rounds))
     index = jnp.broadcast_to(rows.query_BT, (B, T))
     order = jnp.argsort(bucket * T + jnp.arange(T), axis=-1)  # [B, N, R, T]
-    chunk = jnp.argsort(order, axis=-1) // size  # of each token, in each round
-    place = jnp.stack([bucket, chunk], axis=-1)  # [B, N, R, T, 2]
+    back_to = jnp.argsort(order, axis=-1)  # where each token stands when sorted
+    place = jnp.stack([bucket, back_to // size], axis=-1)  # [B, N, R, T, 2]
 
     def sort(x):
         """From [B, N, T, …] to chunks [B, N, R, C, size, …]."""
@@ -101,15 +101,13 @@ def lsh(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, rounds=ROU
     times = jnp.maximum(found.sum(0), 1)
     here = jnp.arange(rounds)[:, None] == jnp.arange(rounds)[None, :]
     seen &= jnp.any(found & here[:, None, None, :, None, None, None], axis=0)
-    if C <= 2:  # the chunk before is then this one, or both come twice
-        twice = jnp.concatenate([jnp.full(size, C == 1), jnp.zeros(size, bool)])
-        seen &= ~twice
+    if C == 1:  # the chunk before is this one: it counts once
+        seen &= jnp.arange(2 * size) >= size
     score = score - jnp.log(times) + jnp.where(back == 0, _SELF, 0.0)
     score = jnp.where(seen, score, _NEVER)
     partition = jax.nn.logsumexp(score, axis=-1)
     weight = jnp.where(seen, jnp.exp(score - partition[..., None]), 0.0).astype(v.dtype)
     y = jnp.einsum("BNRCQS,BNRCSH->BNRCQH", weight, v_s)
-    back_to = jnp.argsort(order, axis=-1)
     y = jnp.take_along_axis(y.reshape(B, N, rounds, T, H), back_to[..., None], axis=3)
     partition = jnp.take_along_axis(partition.reshape(B, N, rounds, T), back_to, axis=3)
     share = jax.nn.softmax(partition, axis=2)[..., None].astype(y.dtype)

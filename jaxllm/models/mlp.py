@@ -19,6 +19,9 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BTD, shard):
         """Returns [B, T / tensor, D] of x joined over `tensor`."""
-        act, up_BTF = ACTIVATIONS[self.activation], keep(self.up(x_BTD))
-        y_BTF = act(up_BTF) if self.gate is None else act(keep(self.gate(x_BTD))) * up_BTF
-        return self.down(shard(y_BTF, "batch", "length", "mlp"))
+        return self.down(shard(self.inside(x_BTD), "batch", "length", "mlp"))
+
+    def inside(self, x, **options):
+        """Returns what `down` multiplies; options are those of `Projection`."""
+        act, up = ACTIVATIONS[self.activation], keep(self.up(x, **options))
+        return act(up) if self.gate is None else act(keep(self.gate(x, **options))) * up

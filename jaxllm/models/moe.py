@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.models.layers import ACTIVATIONS, Projection, keep, make_param
+from jaxllm.models.layers import Projection, make_param
 from jaxllm.models.mlp import Mlp
 from jaxllm.sharding import wire
 
@@ -83,7 +83,7 @@ def balance(chance_BTE, expert_BTJ, real_BT):
     return jnp.sum(per_row_B) / wire.size("seq")
 
 
-class Experts(nnx.Module):
+class Experts(Mlp):
     """The MLPs of all experts, stacked on axis 0."""
 
     def __init__(self, c, *, rngs):
@@ -102,9 +102,7 @@ class Experts(nnx.Module):
             x: [E, C, D]; or [M, D], sorted by expert.
             sizes: how many of x each expert has, int32[E], in the second case.
         """
-        act, up = ACTIVATIONS[self.activation], keep(self.up(x, sizes=sizes))
-        y = act(up) if self.gate is None else act(keep(self.gate(x, sizes=sizes))) * up
-        return self.down(y, sizes=sizes)
+        return self.down(self.inside(x, sizes=sizes), sizes=sizes)
 
 
 class Moe(nnx.Module):

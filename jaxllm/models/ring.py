@@ -57,6 +57,18 @@ def loop(count, body, carry):
     return jax.lax.while_loop(lambda c: c[0] < count, lambda c: (c[0] + 1, body(*c)), start)[1]
 
 
+def merge(one, other):
+    """Joins what queries see of some keys with what they see of others.
+
+    Args:
+        one, other: (values, logarithm of the sum of weights), as `Kernel.forward` gives them.
+    """
+    (y, partition), (more, weight) = one, other
+    both = jnp.logaddexp(partition, weight)
+    y = y * jnp.exp(partition - both)[..., None] + more * jnp.exp(weight - both)[..., None]
+    return y, both
+
+
 def _pass_on(tree):
     """Gives arrays to the next device of the ring and takes those of the one before."""
     n = wire.size("seq")
@@ -95,12 +107,9 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, rows, kernel):
     y, partition = kernel.forward(queries, keys, True)
 
     def one_round(_, carry):
-        keys, y, partition = carry
+        keys, *seen = carry
         arriving = _pass_on(keys)  # on its way while these are looked at
-        more, weight = kernel.forward(queries, keys, False)
-        both = jnp.logaddexp(partition, weight)
-        y = y * jnp.exp(partition - both)[..., None] + more * jnp.exp(weight - both)[..., None]
-        return arriving, y, both
+        return arriving, *merge(seen, kernel.forward(queries, keys, False))
 
     if wire.size("seq") > 1:
         start = _pass_on(keys), y, partition

@@ -8,7 +8,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from jaxllm.models.layers import KEPT
-from jaxllm.models.ring import Kernel, Tokens, attend
+from jaxllm.models.ring import Kernel, Tokens, attend, merge
 
 LANES = 128  # the kernel's tiles: head widths and lengths are multiples of it
 BLOCK = 512  # queries and keys a block, at most
@@ -34,9 +34,9 @@ def why_not(c, length, devices=1):
     return ""
 
 
-def block_sizes(length, block=BLOCK):
-    """The largest blocks up to `block` that divide `length`, the same in all three passes."""
-    size = next(n for n in range(min(block, length), 0, -LANES) if length % n == 0)
+def block_sizes(length):
+    """The largest blocks up to BLOCK that divide `length`, the same in all three passes."""
+    size = next(n for n in range(min(BLOCK, length), 0, -LANES) if length % n == 0)
     return kernels.BlockSizes(
         block_q=size,
         block_kv=size,
@@ -130,11 +130,8 @@ def _ring_forward(queries, keys, own, *, cap, interpret):
         here, (weight,) = jax.vmap(kernel)(*some.arrays, *more.arrays, ids)
         at = functools.partial(jax.lax.dynamic_index_in_dim, index=late, axis=2, keepdims=False)
         put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=late, axis=2)
-        before = at(partition)
-        both = jnp.logaddexp(before, weight)
-        so_far = at(y) * jnp.exp(before - both)[..., None]
-        y = put(y, so_far + here.astype(jnp.float32) * jnp.exp(weight - both)[..., None])
-        partition = put(partition, both)
+        seen = merge((at(y), at(partition)), (here.astype(jnp.float32), weight))
+        y, partition = put(y, seen[0]), put(partition, seen[1])
     return y.reshape(q.shape), partition.reshape(q.shape[:3])
 
 

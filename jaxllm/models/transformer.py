@@ -164,30 +164,26 @@ class Transformer(nnx.Module):
     def _context(self, batch, shard, gather, cache):
         """Gathers what all layers share, and the cache's part that is stacked by layer."""
         c, T = self.c, batch["tokens"].shape[1]
+        position_BT, segment_BT = wire.join(batch["position"]), wire.join(batch["segment"])
         angles = {False: None, True: None}
         if c.position == "rope":
             kinds = {c.is_windowed(layer) for layer in range(c.layers)}
             for windowed in kinds:
-                angles[windowed] = rope_angles(c, wire.join(batch["position"]), windowed=windowed)
-        if cache is None and "index" in batch:
-            index_BT, segment_BT = wire.join(batch["index"]), wire.join(batch["segment"])
-            position_BT = wire.join(batch["position"])
-            rows = Rows(index_BT, index_BT, segment_BT, segment_BT, position_BT)
-            return Context(batch["index"], rows, angles, None, shard, gather), None
-        index_T = jnp.arange(T, dtype=jnp.int32)[None]
+                angles[windowed] = rope_angles(c, position_BT, windowed=windowed)
+        index_BT = batch.get("index", jnp.arange(T, dtype=jnp.int32)[None])
         if cache is None:
-            segment_BT = batch["segment"]
-            rows = Rows(index_T, index_T, segment_BT, segment_BT, batch["position"])
-            return Context(index_T, rows, angles, None, shard, gather), None
+            whole_BT = wire.join(index_BT)
+            rows = Rows(whole_BT, whole_BT, segment_BT, segment_BT, position_BT)
+            return Context(index_BT, rows, angles, None, shard, gather), None
         at = cache["at"]
         kept = {
             name: jax.lax.dynamic_update_slice_in_dim(cache[name], batch[name], at, axis=1)
             for name in ("segment", "position")
         }
         key_S = jnp.arange(kept["segment"].shape[1], dtype=jnp.int32)[None]
-        rows = Rows(index_T + at, key_S, batch["segment"], kept["segment"], kept["position"])
+        rows = Rows(index_BT + at, key_S, segment_BT, kept["segment"], kept["position"])
         cache = {**cache, **kept, "at": at + T}
-        return Context(index_T + at, rows, angles, at, shard, gather), cache
+        return Context(index_BT + at, rows, angles, at, shard, gather), cache
 
     def _run_layers(self, x_BTD, context, key, cache):
         """Runs all layers: scanned, or through the stages of a pipeline."""
@@ -199,7 +195,7 @@ class Transformer(nnx.Module):
                 per_layer["key"] = split_keys(key, c.layers)
             if cache is not None:
                 per_layer["cache"] = {"k": cache["k"], "v": cache["v"]}
-            x_BTD, new, losses = self._scan_layers(graph, x_BTD, context, per_layer, c.layers)
+            x_BTD, (new, losses) = self._scan_layers(graph, x_BTD, context, per_layer, c.layers)
             return x_BTD, cache if cache is None else {**cache, **new}, losses
         layers = c.layers // wire.size("stage") // c.pipeline_rounds  # a chunk
 
@@ -210,7 +206,7 @@ class Transformer(nnx.Module):
                 keys = split_keys(key, c.layers)
                 per_layer["key"] = jax.lax.dynamic_slice_in_dim(keys, number * layers, layers)
             here = Context(index_BT, rows, angles, None, context.shard, is_whole)
-            x_BTD, _, losses = self._scan_layers(graph, x_BTD, here, per_layer, layers)
+            x_BTD, (_, losses) = self._scan_layers(graph, x_BTD, here, per_layer, layers)
             return x_BTD, losses
 
         B = x_BTD.shape[0]
@@ -238,8 +234,8 @@ class Transformer(nnx.Module):
             layers: how many; the first begins a period.
 
         Returns:
-            (x of the next layer, {"k", "v"} stacked, or None without a cache, sums of the routers'
-            losses).
+            (x of the next layer, ({"k", "v"} stacked, or None without a cache, sums of the
+            routers' losses)).
         """
         c = self.c
 
@@ -272,7 +268,7 @@ class Transformer(nnx.Module):
             return x_BTD, (new, jax.tree.map(lambda *a: sum(a), *losses) if losses else {})
 
         if c.unroll >= layers:
-            return _flat(several(x_BTD, per_layer, 0, layers))
+            return several(x_BTD, per_layer, 0, layers)
         period, rounds = c.period, layers // c.period
         whole, scanned = rounds * period, per_layer
         if period > 1:  # a stack of some of the layers has whole rounds only
@@ -292,19 +288,14 @@ class Transformer(nnx.Module):
             x_BTD, (last, more) = several(x_BTD, rest, whole, layers - whole)
             new = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), new, last)
             losses = jax.tree.map(jnp.add, losses, more)
-        return _flat((x_BTD, (new, losses)))
-
-
-def _flat(found):
-    x_BTD, (new, losses) = found
-    return x_BTD, new, losses
+        return x_BTD, (new, losses)
 
 
 def _layer_of(c, stacked, i):
     """Takes layer i of stacks of which those of MLPs and experts may have fewer."""
     apart = c.experts and c.moe_every > 1
     sparse = i // c.moe_every
-    index = {"moe": sparse, "mlp": min(i - sparse, c.layers)} if apart else {}
+    index = {"moe": sparse, "mlp": i - sparse} if apart else {}
 
     def pick(path, a):
         name = str(getattr(path[1], "key", "")) if len(path) > 1 else ""

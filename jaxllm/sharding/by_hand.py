@@ -19,14 +19,7 @@ from jax.sharding import PartitionSpec
 
 from jaxllm import trees
 from jaxllm.sharding.mesh import LENGTH_AXES, MESH_AXES, ROW_AXES
-from jaxllm.sharding.rules import GATHERED, spec
-
-
-def param_specs(infos, rules, mesh):
-    """Returns the tree of PartitionSpecs of the parameters."""
-    return trees.unflatten(
-        {path: spec(info.axes, info.shape, rules, mesh) for path, info in infos.items()}
-    )
+from jaxllm.sharding.rules import GATHERED
 
 
 def make_gather(infos, specs, mesh):
@@ -39,7 +32,6 @@ def make_gather(infos, specs, mesh):
 
     A parameter of stacked layers may come without its first axis.
     """
-    specs = trees.flatten(specs)
     in_halves = mesh.devices.flat[0].platform == "tpu"
 
     def gather(path, x):
@@ -96,6 +88,8 @@ def spread(function, mesh, specs, *, gradients):
         return lambda params, refs, batch, key, *scalars: function(
             params, refs, batch, _row_keys(key, batch, 0), *scalars
         )
+
+    specs = trees.unflatten(specs)
 
     def add_up(x, parts):
         split = jax.tree.leaves(tuple(parts))  # a part is None, a name, or several

@@ -25,6 +25,21 @@ ROW_AXES = MESH_AXES[:5]  # that axis 0 of a batch is split over
 LENGTH_AXES = MESH_AXES[5:]  # that its length is split over
 
 
+def full_shape(**sizes):
+    """Returns {axis: size} of all axes; those that are not given are 1."""
+    return dict.fromkeys(MESH_AXES, 1) | sizes
+
+
+def words(shape):
+    """Writes a mesh's shape, such as "data 2 x fsdp 4"."""
+    return " x ".join(f"{axis} {size}" for axis, size in shape.items() if size > 1) or "one device"
+
+
+def rows_each(batch, shape):
+    """Rows of a batch of `batch` rows that each device of a mesh has."""
+    return batch // math.prod(shape[axis] for axis in ROW_AXES)
+
+
 def mesh_shape(section, devices):
     """Returns {axis: size} with the axis that is -1 filled from the number of devices.
 
@@ -89,7 +104,7 @@ def make_mesh(shape, devices=None):
         sizes = [shape[axis] for axis in MESH_AXES]
         placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
         return Mesh(placed, MESH_AXES, axis_types=types)
-    between = dict.fromkeys(MESH_AXES, 1) | {"slice": math.gcd(shape["slice"], slices)}
+    between = full_shape(slice=math.gcd(shape["slice"], slices))
     between["data"] = slices // between["slice"]
     if shape["data"] % between["data"]:
         raise ConfigError(

@@ -59,20 +59,22 @@ def spec(axes, shape, rules, mesh):
     return PartitionSpec(*parts)
 
 
+def param_specs(infos, rules, mesh):
+    """Returns {path: PartitionSpec} for {path: ParamInfo}."""
+    return {path: spec(info.axes, info.shape, rules, mesh) for path, info in infos.items()}
+
+
 def param_shardings(infos, rules, mesh):
     """Returns {path: NamedSharding} for {path: ParamInfo}."""
-    return {
-        path: NamedSharding(mesh, spec(info.axes, info.shape, rules, mesh))
-        for path, info in infos.items()
-    }
+    specs = param_specs(infos, rules, mesh)
+    return {path: NamedSharding(mesh, place) for path, place in specs.items()}
 
 
 def unsplit(infos, rules, mesh):
     """Lists what a rule could not split evenly, as "path: axis size over mesh_axis=size"."""
-    notes = []
+    notes, specs = [], param_specs(infos, rules, mesh)
     for path, info in infos.items():
-        parts = tuple(spec(info.axes, info.shape, rules, mesh))
-        taken = jax.tree.leaves(parts)  # a part is None, a name, or several
+        taken = jax.tree.leaves(tuple(specs[path]))  # a part is None, a name, or several
         for axis, size in zip(info.axes, info.shape, strict=True):
             missed = [
                 name for name in rules.get(axis, ()) if mesh.shape[name] > 1 and name not in taken

@@ -23,12 +23,11 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
     """
     c, config = run.model.config, run.config
     kind = jax.devices()[0].device_kind
-    split = [f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1]
     parameters = sum(math.prod(info.shape) for info in run.infos.values())
     train = flops.train_flops_per_token(c, config.data.length)
     lines = [
         ("devices", f"{run.mesh.size} x {kind}, {jax.process_count()} process(es)"),
-        ("mesh", f"{' x '.join(split) or 'one device'}, {config.sharding}"),
+        ("mesh", f"{sharding.words(run.mesh.shape)}, {config.sharding}"),
         ("model", f"{config.model.family} {config.model.size}".strip() + f", {_words(c)}"),
         ("parameters", f"{parameters:,}"),
         ("attention", c.attention + _ring_words(run)),
@@ -86,8 +85,8 @@ def _layer_words(run):
     words = "unrolled" if c.unroll >= here else f"scanned, {c.unroll} at a time"
     if stages == 1:
         return words
-    rows = run.config.data.batch // run.config.step.micro_batches
-    rows //= math.prod(run.mesh.shape[axis] for axis in sharding.ROW_AXES)
+    rows = sharding.rows_each(run.config.data.batch, run.mesh.shape)
+    rows //= run.config.step.micro_batches
     pieces = c.pipeline_pieces or rows
     idle = pipeline.bubble(stages, pieces, c.pipeline_rounds)
     return (

@@ -32,11 +32,6 @@ class Result(NamedTuple):
         return bool(self.difference <= self.allowed)
 
 
-def one_device():
-    """A mesh of one device."""
-    return dict.fromkeys(sharding.MESH_AXES, 1)
-
-
 def copy_of(config, **changes):
     """A config with dotted settings changed."""
     copy = ConfigDict(config.to_dict())
@@ -58,7 +53,7 @@ class Bench:
         plain["optim"] = dict(kind="sgd", groups=dict())
         # In a narrower dtype every other order of a sum rounds otherwise.
         plain["model__dtype"] = "float32"
-        self.config = copy_of(config, mesh=one_device(), **plain)
+        self.config = copy_of(config, mesh=sharding.full_shape(), **plain)
         self.own = dict(optim=config.optim.to_dict(), model__dtype=config.model.dtype)
         self.workdir = pathlib.Path(workdir)
 
@@ -136,10 +131,9 @@ def one_device_equals_many(bench):
     fits = [n for n in (2, 1) if devices % n == 0 and c.heads % n == 0 and c.mlp_width % n == 0]
     tensor, rest = fits[0], devices // fits[0]
     fsdp = 2 if rest % 2 == 0 else 1
-    mesh = one_device() | dict(data=rest // fsdp, fsdp=fsdp, tensor=tensor)
+    mesh = sharding.full_shape(data=rest // fsdp, fsdp=fsdp, tensor=tensor)
     _, many = bench.train(bench.run(devices, mesh=mesh))
-    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1)
-    return f"{STEPS} losses, 1 device and {shape}", largest(single, many), 1e-5
+    return f"{STEPS} losses, 1 device and {sharding.words(mesh)}", largest(single, many), 1e-5
 
 
 def resumed_equals_uninterrupted(bench):

@@ -1,7 +1,6 @@
 """From a config to everything that a run is made of, checks first."""
 
 import json
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -84,17 +83,20 @@ def check(config, devices):
             f"config.sharding={config.sharding!r} is unknown. Known: {known}.\n"
             "  Try --config.sharding=zero3."
         )
+    _check_layout(config, c, shape)
+
+
+def _check_layout(config, c, shape):
+    """Raises ConfigError unless rows, layers, heads and widths divide over the mesh."""
     micro, field = config.step.micro_batches, "step.micro_batches"
     sharding.check_splits("data.batch", config.data.batch, shape, sharding.ROW_AXES, micro, field)
     sharding.check_splits("validate.batch", config.validate.batch, shape, sharding.ROW_AXES)
     halves = (2, "halves of a device's part") if shape["seq"] > 1 else (1, "")
     sharding.check_splits("data.length", config.data.length, shape, sharding.LENGTH_AXES, *halves)
     sharding.check_splits("model.layers", c.layers, shape, ("stage",), *_laps(c, shape))
+    pieces = c.pipeline_pieces
     for name, batch in (("data", config.data.batch // micro), ("validate", config.validate.batch)):
-        rows, pieces = (
-            batch // math.prod(shape[axis] for axis in sharding.ROW_AXES),
-            c.pipeline_pieces,
-        )
+        rows = sharding.rows_each(batch, shape)
         if shape["stage"] > 1 and pieces and rows % pieces:
             raise ConfigError(
                 f"config.model.pipeline_pieces={pieces} does not divide the {rows} rows of "
