@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.models.layers import Projection, make_param
-from jaxllm.models.mlp import Mlp
+from jaxllm.models.mlp import Mlp, put_apart
 from jaxllm.sharding import wire
 
 
@@ -93,7 +93,7 @@ class Experts(Mlp):
         self.up = Projection("ECD,EDF->ECF", sizes, **keywords)
         std = (c.expert_width * 2 * c.layers) ** -0.5
         self.down = Projection("ECF,EFD->ECD", sizes, std=std, **keywords)
-        self.activation = c.activation
+        self.activation, self.apart = c.activation, put_apart(c)
 
     def __call__(self, x, sizes=None):
         """Returns each device's part of the sum over `tensor`.
