@@ -66,6 +66,13 @@ def get_config(arg=None):
     c.sample.top_p = 1.0  # 1: off
     c.profile = dict(first=0, steps=0)  # trace `steps` steps from step `first`; 0 steps: off
 
+    c.plan = ConfigDict()  # of jaxllm.plan
+    # Money a device and hour, on demand; Google Cloud's list prices, US. Yours will differ.
+    c.plan.prices = dict(v4=3.22, v5e=1.20, v5p=4.20, v6e=2.70)
+    c.plan.prices.update(a100_40gb=3.67, a100=5.07, h100=11.06, h200=10.85, l4=0.71)
+    c.plan.currency = "USD"
+    c.plan.date = "2025-07"  # of the prices
+
     c.runtime = ConfigDict()
     c.runtime.grace_s = 9.0  # after SIGTERM: the state is saved and the run ended within this
     c.runtime.watchdog_s = 0.0  # a step that takes longer stops the run; 0: off

@@ -67,3 +67,26 @@ def test_a_loop_without_a_bound_is_not_guessed():
     function = lambda x: jax.lax.while_loop(lambda x: x.sum() < 3.5, lambda x: x * 2, x)  # noqa: E731
     with pytest.raises(ValueError, match="no bound"):
         compiled_costs(function, (3,))
+
+
+def test_a_collective_beside_products_counts_once():
+    """As the TPU compiler writes one that goes on while it computes."""
+
+    def computation(name, result="bf16[8,4]"):
+        return f"""
+%{name} (p: bf16[1,4]) -> {result} {{
+  %p = bf16[1,4]{{1,0}} parameter(0)
+  ROOT %gather.{name} = bf16[8,4]{{1,0}} all-gather(%p), channel_id=3, dimensions={{0}}
+}}
+"""
+
+    text = computation("start") + computation("async_collective_fusion.1") + computation("done")
+    text += """
+ENTRY %main (a: bf16[1,4]) -> bf16[8,4] {
+  %a = bf16[1,4]{1,0} parameter(0)
+  %async-collective-start.1 = bf16[8,4]{1,0} fusion(%a), kind=kCustom, calls=%start
+  %fusion.1 = bf16[8,4]{1,0} fusion(%a), kind=kOutput, calls=%async_collective_fusion.1
+  ROOT %async-collective-done.1 = bf16[8,4]{1,0} fusion(%a), kind=kCustom, calls=%done
+}
+"""
+    assert hlo.costs(text).wire == {"all-gather": 8 * 4 * 2}

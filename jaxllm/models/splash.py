@@ -10,7 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxllm.models.layers import KEPT
 from jaxllm.models.ring import Kernel, Tokens, attend, merge
 
-LANES = 128  # the kernel's tiles: head widths and lengths are multiples of it
+LANES = 128  # the kernel's tiles: lengths are multiples of it, and heads are filled up to it
 BLOCK = 512  # queries and keys a block, at most
 
 
@@ -22,8 +22,6 @@ def why_not(c, length, devices=1):
         length: tokens in a row.
         devices: how many share a row.
     """
-    if c.head_width % LANES:
-        return f"head_width={c.head_width} is no multiple of {LANES}"
     if length % (LANES * (2 * devices if devices > 1 else 1)):
         shared = f" x 2 x {devices} devices" if devices > 1 else ""
         return f"config.data.length={length} is no multiple of {LANES}{shared}"
@@ -32,6 +30,12 @@ def why_not(c, length, devices=1):
     if devices > 1 and c.window:
         return f"window={c.window} does not go with mesh.seq={devices}"
     return ""
+
+
+def fill_up(*heads):
+    """Widens heads [B, T, N, H] with zeros, which add nothing to scores, to a multiple of LANES."""
+    room = -heads[0].shape[-1] % LANES
+    return [jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, room))) if room else x for x in heads]
 
 
 def block_sizes(length):
@@ -64,19 +68,21 @@ def splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, interpr
     """Attention by blocks; the scores are never in memory. For rows in order, without a cache.
 
     Args:
-        q_BTNH, k_BSKH, v_BSKH: with T = S, a multiple of 128, as is H.
+        q_BTNH, k_BSKH, v_BSKH: with T = S, a multiple of 128.
         rows: `attention.Rows`; its indices must be those of whole rows in order.
         scale, window, cap: as in `attention.reference`; `first` is not supported.
         interpret: runs the kernel as plain jax, for a CPU.
     """
     if first:
         raise ValueError(f"first={first} is not supported by splash attention.")
-    T, N = q_BTNH.shape[1:3]
+    T, N, H = q_BTNH.shape[1:]
+    q_BTNH, k_BSKH, v_BSKH = fill_up(q_BTNH, k_BSKH, v_BSKH)
     one = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
     kernel = _make(one, N, cap, interpret, residual_checkpoint_name=KEPT)
     swap = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
     ids = kernels.SegmentIds(rows.query_segment_BT, rows.key_segment_BS)
-    return swap(jax.vmap(kernel)(swap(q_BTNH * scale), swap(k_BSKH), swap(v_BSKH), ids))
+    y_BTNH = swap(jax.vmap(kernel)(swap(q_BTNH * scale), swap(k_BSKH), swap(v_BSKH), ids))
+    return y_BTNH[..., :H]
 
 
 def ring_splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, interpret=False):
@@ -92,7 +98,8 @@ def ring_splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, in
     kernel = Kernel(
         functools.partial(_ring_forward, **options), functools.partial(_ring_backward, **options)
     )
-    return attend(q_BTNH * scale, k_BSKH, v_BSKH, rows, kernel)
+    H = q_BTNH.shape[-1]
+    return attend(*fill_up(q_BTNH * scale, k_BSKH, v_BSKH), rows, kernel)[..., :H]
 
 
 def _half(tokens, late):

@@ -28,9 +28,17 @@ from jaxllm.sharding import wire
 
 INPUT = "input"  # name of a layer's input, for a pipeline's backward pass
 
+
+def _all_but_gathered(primitive, *_, **params):
+    """Keeps everything but what was gathered, under whatever shape or name."""
+    inner = params.get("call_jaxpr")  # of a function with a gradient of its own
+    names = {primitive.name} | {e.primitive.name for e in (inner.jaxpr.eqns if inner else ())}
+    return names.isdisjoint(("all_gather", "transpose", "reshape", "name"))
+
+
 # What the backward pass may keep; the rest it computes again.
 REMAT = {
-    "none": None,
+    "none": _all_but_gathered,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "light": jax.checkpoint_policies.save_only_these_names(KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -247,7 +255,9 @@ class Transformer(nnx.Module):
             )
             return context.shard(x_BTD, "batch", "length", "embed"), (new, losses)
 
-        if c.remat != "none" and "cache" not in per_layer:
+        # What is gathered is gathered again, whatever else is kept: it was split to save memory.
+        gathers = any(wire.size(axis) > 1 for axis in ("fsdp", "expert", "seq"))
+        if (c.remat != "none" or gathers) and "cache" not in per_layer:
             # Where both passes are in one computation, a compiler finds what is computed twice.
             one = jax.checkpoint(
                 one, policy=REMAT[c.remat], static_argnums=(2, 3), prevent_cse=c.unroll >= layers

@@ -1,4 +1,4 @@
-"""What devices can do: peak FLOP/s and memory, by jax's name for the device."""
+"""What devices can do: FLOP/s, memory, links, by jax's name for the device."""
 
 import time
 from typing import NamedTuple
@@ -15,38 +15,67 @@ class Device(NamedTuple):
     Attributes:
         peak_flops: dense bfloat16 FLOP/s, without sparsity.
         hbm_bytes: memory of the device.
-        source: where both numbers are published.
+        hbm_bytes_per_s: how fast it is read or written.
+        link_bytes_per_s: one way; of a link between neighbours where `torus`, else of a device to
+            all others of its node together.
+        torus: dimensions of the grid that the links make; 0 where a switch joins a node's devices.
+        network_bytes_per_s: one way, of a device: between slices, or between nodes.
+        clock_hz: cycles a second, where a compiler counts in cycles; 0 where it does not.
+        source: where the numbers are published.
     """
 
     peak_flops: float
     hbm_bytes: int
+    hbm_bytes_per_s: float
+    link_bytes_per_s: float
+    torus: int
+    network_bytes_per_s: float
+    clock_hz: float
     source: str
 
 
+# Memory and FLOP/s: the vendors pages. A TPU link: the published bandwidth of all its links,
+# halved for one way; a little less is reached (Austin et al. 2025, How to Scale Your Model).
+# Its clock: peak FLOP/s over what its matrix units do a cycle (2 x 128 x 128 each; v6e 256 x 256).
 _TPU = "Google Cloud TPU documentation, system architecture"
 _NVIDIA = "NVIDIA data sheet, dense"
 
+
+def _tpu(peak_flops, gib, hbm_gb_per_s, link_gb_per_s, torus, network_gb_per_s, clock_ghz, more=""):
+    speeds = (hbm_gb_per_s * 1e9, link_gb_per_s * 1e9, torus, network_gb_per_s * 1e9)
+    return Device(peak_flops, gib * GIB, *speeds, clock_ghz * 1e9, _TPU + more)
+
+
+def _gpu(peak_flops, gb, hbm_gb_per_s, link_gb_per_s, network_gb_per_s, more=""):
+    speeds = (hbm_gb_per_s * 1e9, link_gb_per_s * 1e9, 0, network_gb_per_s * 1e9)
+    return Device(peak_flops, gb * GB, *speeds, 0.0, _NVIDIA + more)
+
+
+_V5E = _tpu(197e12, 16, 819, 50, 2, 3.125, 1.5)
+_V5P = _tpu(459e12, 95, 2765, 100, 3, 6.25, 1.75)
+_V6E = _tpu(918e12, 32, 1638, 100, 2, 12.5, 1.75)
+
 # The longest name that device_kind starts with counts.
 DEVICES = {
-    "TPU v2": Device(22.5e12, 8 * GIB, f"{_TPU}; half a chip"),
-    "TPU v3": Device(61.5e12, 16 * GIB, f"{_TPU}; half a chip"),
-    "TPU v4": Device(275e12, 32 * GIB, _TPU),
-    "TPU v5 lite": Device(197e12, 16 * GIB, f"{_TPU} (v5e)"),
-    "TPU v5e": Device(197e12, 16 * GIB, _TPU),
-    "TPU v5": Device(459e12, 95 * GIB, f"{_TPU} (v5p)"),
-    "TPU v5p": Device(459e12, 95 * GIB, _TPU),
-    "TPU v6 lite": Device(918e12, 32 * GIB, f"{_TPU} (v6e)"),
-    "TPU v6e": Device(918e12, 32 * GIB, _TPU),
-    "NVIDIA A100-SXM4-40GB": Device(312e12, 40 * GB, _NVIDIA),
-    "NVIDIA A100-PCIE-40GB": Device(312e12, 40 * GB, _NVIDIA),
-    "NVIDIA A100": Device(312e12, 80 * GB, _NVIDIA),
-    "NVIDIA H100": Device(989e12, 80 * GB, f"{_NVIDIA}, SXM"),
-    "NVIDIA H100 PCIe": Device(756e12, 80 * GB, _NVIDIA),
-    "NVIDIA H100 NVL": Device(835e12, 94 * GB, _NVIDIA),
-    "NVIDIA H200": Device(989e12, 141 * GB, f"{_NVIDIA}, SXM"),
-    "NVIDIA H200 NVL": Device(835e12, 141 * GB, _NVIDIA),
-    "NVIDIA L4": Device(121e12, 24 * GB, _NVIDIA),
-    "NVIDIA L40S": Device(362e12, 48 * GB, _NVIDIA),
+    "TPU v2": _tpu(22.5e12, 8, 350, 31, 2, 1.5, 0.7, "; half a chip"),
+    "TPU v3": _tpu(61.5e12, 16, 450, 41, 2, 1.5, 0.94, "; half a chip"),
+    "TPU v4": _tpu(275e12, 32, 1228, 50, 3, 6.25, 1.05),
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+    "NVIDIA A100-SXM4-40GB": _gpu(312e12, 40, 1555, 300, 25),
+    "NVIDIA A100-PCIE-40GB": _gpu(312e12, 40, 1555, 32, 12.5),
+    "NVIDIA A100": _gpu(312e12, 80, 2039, 300, 25),
+    "NVIDIA H100": _gpu(989e12, 80, 3350, 450, 50, ", SXM"),
+    "NVIDIA H100 PCIe": _gpu(756e12, 80, 2000, 64, 25),
+    "NVIDIA H100 NVL": _gpu(835e12, 94, 3900, 64, 25),
+    "NVIDIA H200": _gpu(989e12, 141, 4800, 450, 50, ", SXM"),
+    "NVIDIA H200 NVL": _gpu(835e12, 141, 4800, 64, 25),
+    "NVIDIA L4": _gpu(121e12, 24, 300, 32, 12.5),
+    "NVIDIA L40S": _gpu(362e12, 48, 864, 32, 25),
 }
 
 

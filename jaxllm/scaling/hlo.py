@@ -149,6 +149,8 @@ def _of_instruction(computations, here, instruction, of):
         if "all-reduce-scatter" in called[0]:
             half = inner.wire.get("all-reduce", 0) / 2
             inner = inner._replace(wire={**inner.wire, "all-reduce": 0, "reduce-scatter": half})
+        if _goes_on(instruction, called[0]):
+            inner = inner._replace(wire={})
         return own.plus(inner._replace(cycles=0) if opcode == "fusion" else inner)
     if opcode == "conditional":
         branches = _BRANCHES.search(rest)
@@ -164,6 +166,16 @@ def _of_instruction(computations, here, instruction, of):
     if opcode in ("dot", "convolution"):
         return own._replace(matmul_flops=_product_flops(computations[here], instruction))
     return own
+
+
+def _goes_on(instruction, called):
+    """Whether a fusion carries on a collective that another has begun, and counted.
+
+    Where a TPU sends while it computes, the same collective stands in the fusion that starts it, in
+    every product that it goes on beside, and in the one that waits for it.
+    """
+    begun = called.startswith("async_collective_fusion")
+    return begun or instruction.name.startswith("async-collective-done")
 
 
 def _result_bytes(instruction):

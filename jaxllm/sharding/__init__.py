@@ -14,9 +14,10 @@ from jaxllm.sharding.mesh import (
     words,
 )
 from jaxllm.sharding.place import batch_sharding, global_batch, local_rows, make_shard, replicated
-from jaxllm.sharding.rules import RULES, param_shardings, param_specs, spec, unsplit
+from jaxllm.sharding.rules import GATHERED, RULES, param_shardings, param_specs, spec, unsplit
 
 __all__ = [
+    "GATHERED",
     "LENGTH_AXES",
     "MESH_AXES",
     "ROW_AXES",

@@ -63,6 +63,12 @@ def check(config, devices):
         config: the ConfigDict.
         devices: number of devices.
     """
+    check_program(config, devices)
+    data.check(config.data)
+
+
+def check_program(config, devices):
+    """The same, of all but the text: what is to be computed, and whether it divides."""
     ranges.check(config)
     for name, (table, others) in KINDS.items():
         if name.endswith(".*"):
@@ -74,7 +80,6 @@ def check(config, devices):
     schedule = optim.make_schedule(config.schedule, config.steps)
     optim.make_optimizer(config.optim, schedule, models.abstract_params(c))
     make(objectives.OBJECTIVES, config.objective, "objective", models.make(c))
-    data.check(config.data)
     shape = sharding.mesh_shape(config.mesh, devices)
     models.for_platform(c, "", config.data.length, shape["seq"])
     if config.sharding not in sharding.RULES:
@@ -220,6 +225,26 @@ def open_data(config, tokenizer, workdir):
         if counts
     ]
     return train, validation, skipped
+
+
+def vocabulary(config):
+    """The size of a config's vocabulary, without reading its text.
+
+    Raises:
+        ConfigError: only the text tells.
+    """
+    own = model_config(config.model, vocab=1, length=config.data.length).vocab
+    if own > 1:
+        return own
+    section = config.tokenizer
+    if section.kind == "byte" or section.get("path"):
+        return tokenizers.make(section, ()).vocab_size
+    if section.kind == "sentencepiece":
+        return section.vocab_size
+    raise ConfigError(
+        f"config.model.vocab is not set, and with tokenizer.kind={section.kind!r} only the text "
+        "tells it.\n  Try --config.model.vocab=128."
+    )
 
 
 def abstract_batch(run, batch):

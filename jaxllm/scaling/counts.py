@@ -1,0 +1,153 @@
+"""Parameters: how many there are, meet a token, and are trained by each way to adapt a model."""
+
+import math
+from typing import NamedTuple
+
+# Bits a parameter of NF4 with double quantization: 4, and of each block of 64 an 8-bit scale, of
+# each 256 scales a 32-bit one (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+
+
+class Counts(NamedTuple):
+    """Numbers of parameters.
+
+    Attributes:
+        total: all.
+        without_tables: without those that are looked up (tokens, positions), as scaling laws count
+            (Kaplan et al. 2020); a tied table counts as looked up, an output head does not.
+        active: that a token meets: without the experts it is not sent to.
+    """
+
+    total: int
+    without_tables: int
+    active: int
+
+
+def count(infos, c):
+    """Returns the `Counts` of a model.
+
+    Args:
+        infos: {path: ParamInfo}.
+        c: resolved ModelConfig.
+    """
+    sizes = {path: math.prod(info.shape) for path, info in infos.items()}
+    tables = sum(n for path, n in sizes.items() if infos[path].is_table)
+    of_experts = sum(n for path, n in sizes.items() if "expert" in infos[path].axes)
+    idle = of_experts * (c.experts - c.experts_per_token) // c.experts if c.experts else 0
+    total = sum(sizes.values())
+    return Counts(total, total - tables, total - idle)
+
+
+def low_rank(infos, rank, targets=("q", "v")):
+    """Returns how many parameters LoRA trains: rank x (inputs + outputs) for each matrix.
+
+    Args:
+        infos: {path: ParamInfo}.
+        rank: of the update.
+        targets: names of the projections that get one, such as "q"; all others stay as they are.
+
+    Source: Hu et al. 2021 (arXiv:2106.09685), section 4.2.
+    """
+    return sum(
+        _stacked(info) * rank * sum(_sides(info))
+        for path, info in infos.items()
+        if info.inputs and path.split("/")[-2] in targets
+    )
+
+
+def prompt(c, tokens):
+    """Parameters of a soft prompt: one embedding a token (Lester et al. 2021, arXiv:2104.08691)."""
+    return tokens * c.width
+
+
+def prefix(c, tokens):
+    """Parameters of a prefix: a key and a value a token and layer (Li and Liang 2021,
+    arXiv:2101.00190), once its reparametrisation is dropped."""
+    return tokens * c.layers * 2 * c.kv_heads * c.head_width
+
+
+def adapters(c, bottleneck, per_layer=2):
+    """Parameters of bottleneck adapters: two matrices and their biases each.
+
+    Args:
+        c: resolved ModelConfig.
+        bottleneck: width inside.
+        per_layer: two after attention and MLP (Houlsby et al. 2019, arXiv:1902.00751), or one
+            (Pfeiffer et al. 2020, arXiv:2005.00247).
+    """
+    return c.layers * per_layer * (2 * c.width * bottleneck + bottleneck + c.width)
+
+
+def _stacked(info):
+    """How many matrices a stacked parameter holds."""
+    return math.prod(n for n, a in zip(info.shape, info.axes, strict=True) if a in _STACKS)
+
+
+def _sides(info):
+    """Inputs and outputs of a hidden matrix."""
+    sides = [(n, a) for n, a in zip(info.shape, info.axes, strict=True) if a not in _STACKS]
+    inputs = math.prod(n for n, a in sides if a in info.inputs)
+    return inputs, math.prod(n for n, _ in sides) // inputs
+
+
+_STACKS = ("layers", "expert")
+
+
+class Sizes(NamedTuple):
+    """Bytes of a model that is only used, not trained, as `accelerate` estimates them.
+
+    Attributes:
+        largest_layer: of the largest layer, or of the table, in float32: what must fit at once.
+        total: in float32; half of it in 16 bit, a quarter in int8, an eighth in int4.
+        adam: to train it all in float32: weights, gradients and two moments.
+    """
+
+    largest_layer: int
+    total: int
+    adam: int
+
+
+def sizes(infos, *, head=True):
+    """Returns the `Sizes` of a model, whose GB are 2^30 bytes where accelerate prints them.
+
+    Args:
+        infos: {path: ParamInfo}.
+        head: whether an untied output head counts; accelerate leaves it out of a bare model.
+    """
+    layer, outside = 0, []
+    for path, info in infos.items():
+        n = math.prod(info.shape)
+        if path.startswith("layers/"):
+            layer += n // info.shape[0]
+        elif head or not path.startswith("head/"):
+            outside.append(n)
+    layers = next(i.shape[0] for p, i in infos.items() if p.startswith("layers/"))
+    total = 4 * (layers * layer + sum(outside))
+    return Sizes(4 * max(layer, *outside), total, 4 * total)
+
+
+def zero_bytes(parameters, devices, stage):
+    """Bytes a device of weights, gradients and Adam's state in mixed precision.
+
+    Args:
+        parameters: how many.
+        devices: over which they are split.
+        stage: of ZeRO; 0 splits nothing.
+
+    Source: Rajbhandari et al. 2020 (arXiv:1910.02054), figure 1: 2 + 2 + 12 bytes a parameter.
+    """
+    split = (0, 12, 14, 16)[stage]
+    return parameters * (16 - split + split / devices)
+
+
+def chinchilla_tokens(parameters):
+    """Tokens that use a training budget best: about 20 a parameter (Hoffmann et al. 2022,
+    arXiv:2203.15556, table 3)."""
+    return 20 * parameters
+
+
+def kv_cache_bytes(c, tokens, bytes_per_number=2):
+    """Bytes of keys and values of `tokens` tokens in all layers; windows keep no more than
+    themselves."""
+    kept = sum(min(tokens, c.window) if c.is_windowed(i) else tokens for i in range(c.layers))
+    return kept * 2 * c.kv_heads * c.head_width * bytes_per_number

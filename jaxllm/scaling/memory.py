@@ -1,0 +1,166 @@
+"""How much memory a train step takes on a device, by kind, in closed form."""
+
+from typing import NamedTuple
+
+from jaxllm.scaling import work
+
+
+class Memory(NamedTuple):
+    """Bytes on a device.
+
+    Attributes:
+        state: {"weights", "optimizer", "average"}: what stays between steps.
+        step: {kind: bytes} of what a step needs besides, in the phase that needs most.
+        phase: which that is: "layers", "head", "table", "update".
+    """
+
+    state: dict
+    step: dict
+    phase: str
+
+    @property
+    def arguments(self):
+        """What stays between steps."""
+        return sum(self.state.values())
+
+    @property
+    def temporaries(self):
+        """What a step needs besides."""
+        return sum(self.step.values())
+
+    @property
+    def total(self):
+        """All."""
+        return self.arguments + self.temporaries
+
+
+def of(share):
+    """Returns the `Memory` of a `share.Share`."""
+    stored = sum(map(share.stored, share.infos)) * 4
+    state = {"weights": stored, "optimizer": share.opt_bytes}
+    if share.config.step.ema:
+        state["average"] = stored
+    found = phases(share)
+    phase = max(found, key=lambda name: sum(found[name].values()))
+    return Memory(state, found[phase], phase)
+
+
+def phases(share):
+    """Returns {phase: {kind: bytes}} of what a step needs besides its state."""
+    return {
+        "layers": _in_layers(share),
+        "head": _in_head(share),
+        "table": _in_table(share),
+        "update": _in_update(share),
+    }
+
+
+def _sums(share):
+    """Bytes of gradients that are added up over micro-batches, and of narrow copies of weights."""
+    narrow = share.width < 4
+    layers = [p for p in share.infos if p.startswith("layers/")]
+    cast = sum(share.stored(p) for p in layers if share.infos[p].multiplies)
+    rest = sum(share.stored(p) for p in layers) - cast
+    found = {
+        "copies": cast * share.width if narrow else 0,
+        "gradients": cast * share.width + rest * 4,
+    }
+    if share.micro > 1:
+        found["gradients"] += sum(map(share.stored, share.infos)) * 4
+    return found
+
+
+def kept_per_token(share):
+    """Bytes of a layer's activations that wait for the backward pass, a token of this device."""
+    c, b, tensor = share.c, share.width, share.shape["tensor"]
+    stream, mlp = c.width / tensor * b, _mlp_width(share) * b
+    heads, keys = c.heads // tensor * c.head_width * b, c.kv_heads // tensor * c.head_width * b
+    ups = 2 if c.gated else 1
+    if c.remat == "full":
+        return stream
+    if c.remat == "light":
+        return 2 * stream + 2 * heads + 2 * keys + ups * mlp
+    if c.remat == "dots":
+        turned = heads + keys if work.rotates_by_product(c) else 0
+        return 2 * stream + heads + 2 * keys + turned + ups * mlp
+    # All: inputs of norms and products, activations before and after.
+    return 6 * stream + 3 * heads + 4 * keys + (2 * ups) * mlp
+
+
+def _mlp_width(share):
+    """Numbers of an MLP's inside for each token of this device."""
+    c = share.c
+    if not c.experts:
+        return c.mlp_width // share.shape["tensor"]
+    chosen = c.experts_per_token * (c.capacity or 1.0) + c.shared_experts
+    return chosen * c.expert_width / share.shape["tensor"]
+
+
+# Arrays that the backward pass of a layer holds at once, as the TPU compiler schedules it: as wide
+# as the MLP, as the stream joined over `tensor`, as the queries of this device; and in a ring over
+# `seq` of queries, in float32.
+_MLP_ARRAYS, _STREAM_ARRAYS, _HEAD_ARRAYS, _RING_ARRAYS = 4, 4, 5.5, 10
+# Weights of the largest matrix that are there at once: in use, on their way, their gradients.
+_WEIGHTS_AT_ONCE = 4
+_HEADS_AT_ONCE = 2.5  # the head's: turned round, and its gradient
+_TILE_ROWS = 16  # rows of a tile of 16-bit numbers; a part that is no multiple takes twice the room
+
+
+def _in_layers(share):
+    """The backward pass through a layer: all layers' kept activations and this one's own."""
+    c, b = share.c, share.width
+    heads = c.heads // share.shape["tensor"] * c.head_width
+    use = _MLP_ARRAYS * _mlp_width(share) + _STREAM_ARRAYS * c.width + _HEAD_ARRAYS * heads
+    ring = _RING_ARRAYS * heads * 4 if share.shape["seq"] > 1 else 0
+    return _sums(share) | {
+        "kept": share.tokens * kept_per_token(share) * c.layers,
+        "in use": share.tokens * (use * b + ring),
+        "gathered": _WEIGHTS_AT_ONCE * _largest(share) * b,
+    }
+
+
+def _largest(share):
+    """Numbers of the largest matrix of a layer, with the room that its layout wastes."""
+    layers = share.c.layers // share.shape["stage"]
+    path = max((p for p in share.infos if p.startswith("layers/")), key=share.used)
+    whole = share.used(path) // layers
+    rows = share.c.width * share.stored(path) // share.used(path)
+    return whole * (2 if rows % _TILE_ROWS else 1)
+
+
+def _in_head(share):
+    """The loss: logits of a piece, the head and its gradient."""
+    c, b = share.c, share.width
+    pieces, vocab = work.logit_pieces(share), c.vocab / share.shape["tensor"]
+    head = c.vocab * c.width / share.shape["tensor"]
+    return _sums(share) | {
+        "kept": share.tokens * kept_per_token(share) * c.layers,
+        "logits": share.tokens / pieces * vocab * 4,
+        "gathered": _HEADS_AT_ONCE * head * b,
+    }
+
+
+def _in_table(share):
+    """The end of the backward pass: the table's gradient, added up row by row in float32."""
+    c, b = share.c, share.width
+    size = share.used("embed")
+    return _sums(share) | {"gathered": size * (4 + b * (2 if c.tied else 1))}
+
+
+def _in_update(share):
+    """The optimizer: every gradient in float32."""
+    stored = sum(map(share.stored, share.infos)) * 4
+    return {"gradients": stored}
+
+
+def passes_bytes(share):
+    """Bytes that go through memory in a step besides what products stream: activations, state."""
+    c, b = share.c, share.width
+    t = share.tokens * share.micro
+    tensor = share.shape["tensor"]
+    again = 1 if c.remat in ("full", "dots", "light") else 0
+    stream = c.width / tensor * (18 + 6 * again)
+    heads = (c.heads + c.kv_heads) // tensor * c.head_width * (4 + 2 * again)
+    mlp = _mlp_width(share) * (8 + 2 * again)
+    state = sum(map(share.stored, share.infos)) * 4 + share.opt_bytes
+    return t * (stream + heads + mlp) * b * c.layers + 2 * state

@@ -1,0 +1,174 @@
+"""A plan, as a page to read and as one JSON object."""
+
+from jaxllm import sharding
+from jaxllm.scaling import counts, flops
+from jaxllm.scaling.devices import GB
+from jaxllm.scaling.machines import memory_words
+
+CONVENTIONS = {"palm": "full attention", "causal": "causal attention"}
+
+
+def as_dict(found, prices):
+    """Returns a plan as plain data; sizes in bytes, times in seconds.
+
+    Args:
+        found: `estimate.Estimate`.
+        prices: `config.plan`: {"prices": {family: money a device and hour}, "currency", "date"}.
+    """
+    share, machine, times = found.share, found.machine, found.times
+    c, config, step = share.c, share.config, found.memory
+    data = dict(
+        machine=dict(name=machine.name, devices=machine.count, slices=machine.slices),
+        mesh=dict(share.shape),
+        sharding=config.sharding,
+        remat=c.remat,
+        attention=c.attention,
+        parameters=found.counts._asdict(),
+        tokens=dict(
+            step=found.step_tokens,
+            run=found.step_tokens * config.steps,
+            chinchilla=counts.chinchilla_tokens(found.counts.total),
+        ),
+        memory=dict(
+            state=step.state,
+            step=step.step,
+            phase=step.phase,
+            total=step.total,
+            device=machine.device.hbm_bytes,
+            fits=found.fits,
+        ),
+        flops=dict(
+            a_token={
+                name: flops.train_flops_per_token(c, config.data.length, name)
+                for name in CONVENTIONS
+            },
+            a_step_and_device=found.products._asdict(),
+        ),
+        wire={f"{axes} {kind}": size for (axes, kind), size in found.wire.parts.items()},
+        time=dict(
+            matrices=times.matrices,
+            kernels=times.kernels,
+            passes=times.passes,
+            wire=times.wire,
+        ),
+    )
+    for name in ("hidden", "exposed"):
+        seconds = getattr(times, name)
+        hours = found.hours(seconds)
+        data[name] = dict(
+            step_s=seconds,
+            tokens_per_s=found.step_tokens / seconds,
+            mfu={kind: found.mfu(seconds, kind) for kind in CONVENTIONS},
+            hours=hours,
+            device_hours=hours * machine.count,
+            cost=_cost(prices, machine, hours),
+        )
+    return data | {"currency": prices.currency, "prices_of": prices.date}
+
+
+def _cost(prices, machine, hours):
+    """Money of a run, or None where no price is known."""
+    price = prices.prices.get(machine.family.replace("-", "_"))
+    return None if price is None else price * machine.count * hours
+
+
+def as_text(found, prices):
+    """Returns a plan as a page; arguments as `as_dict`."""
+    plan, share, machine = as_dict(found, prices), found.share, found.machine
+    c, config = share.c, share.config
+    lines = [
+        ("machine", _machine_words(machine)),
+        ("mesh", f"{sharding.words(share.shape)}, {config.sharding}"),
+        ("model", f"{config.model.family} {config.model.size}".strip() + f", {_model_words(c)}"),
+        ("parameters", _parameter_words(found.counts)),
+        ("attention", c.attention + ("" if not share.bubble else f"; bubble {share.bubble:.1%}")),
+        ("remat", c.remat),
+        ("tokens", _token_words(plan["tokens"], config)),
+        ("", ""),
+        *_memory_lines(found),
+        ("", ""),
+        *_flop_lines(plan, found),
+        ("", ""),
+        *_time_lines(plan, found),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"  {name:<{width}}  {text}".rstrip() for name, text in lines)
+
+
+def _machine_words(machine):
+    device = machine.device
+    grid = "x".join(map(str, machine.shape))
+    slices = f"{machine.slices} of " if machine.slices > 1 else ""
+    return (
+        f"{machine.name}: {machine.count} devices ({slices}{grid}), each "
+        f"{device.peak_flops / 1e12:.0f} TFLOP/s, {memory_words(device.hbm_bytes)} at "
+        f"{device.hbm_bytes_per_s / GB:,.0f} GB/s"
+    )
+
+
+def _model_words(c):
+    heads = f"{c.heads} heads" + (f" over {c.kv_heads}" if c.kv_heads != c.heads else "")
+    return f"{c.layers} layers x {c.width}, {heads}, MLP {c.mlp_width}, vocabulary {c.vocab:,}"
+
+
+def _parameter_words(found):
+    words = f"{found.total:,}; {found.without_tables:,} without look-up tables"
+    return words + (f"; {found.active:,} active" if found.active != found.total else "")
+
+
+def _token_words(tokens, config):
+    ratio = tokens["run"] / tokens["chinchilla"]
+    return (
+        f"{tokens['step']:,} a step, {tokens['run'] / 1e9:,.2f}e9 in {config.steps:,} steps: "
+        f"{ratio:.2f} x the {tokens['chinchilla'] / 1e9:,.1f}e9 of Chinchilla (20 a parameter)"
+    )
+
+
+def _memory_lines(found):
+    memory = found.memory
+    parts = [(name, size) for name, size in memory.state.items()]
+    parts += [(f"{name} ({memory.phase})", size) for name, size in memory.step.items() if size]
+    lines = [("memory, GB", f"{size / GB:9.3f}  {name}") for name, size in parts]
+    room = found.machine.device.hbm_bytes
+    words = "fits" if found.fits else "DOES NOT FIT"
+    share = memory.total / room
+    total = f"{memory.total / GB:9.3f}  of {room / GB:.1f} a device ({share:.0%}): {words}"
+    lines.append(("", total))
+    return [lines[0], *((("", text) for _, text in lines[1:]))]
+
+
+def _flop_lines(plan, found):
+    a_token, products = plan["flops"]["a_token"], found.products
+    again = products.again / products.total
+    return [
+        *(
+            ("FLOPs a token" if i == 0 else "", f"{a_token[name]:.4g} ({words})")
+            for i, (name, words) in enumerate(CONVENTIONS.items())
+        ),
+        ("executed", f"{products.total:.4g} a step and device, {again:.0%} of it recomputed"),
+    ]
+
+
+def _time_lines(plan, found):
+    time = plan["time"]
+    wire = ", ".join(f"{axes} {s:.3g}" for axes, s in time["wire"].items()) or "nothing"
+    lines = [
+        (
+            "step, s",
+            f"products {time['matrices']:.3g}, attention {time['kernels']:.3g}, "
+            f"passes over memory {time['passes']:.3g}; on the wire: {wire}",
+        ),
+    ]
+    for name, words in (("hidden", "wire hidden"), ("exposed", "wire exposed")):
+        one = plan[name]
+        mfu = ", ".join(f"{100 * one['mfu'][k]:.1f} % {w}" for k, w in CONVENTIONS.items())
+        money = "" if one["cost"] is None else f", {one['cost']:,.0f} {plan['currency']}"
+        lines.append(
+            (
+                words,
+                f"{one['step_s']:.3g} s a step, {one['tokens_per_s']:,.0f} tokens/s, MFU {mfu}; "
+                f"{one['hours']:,.1f} h, {one['device_hours']:,.0f} device hours{money}",
+            )
+        )
+    lines.append(("", f"prices of {plan['prices_of']}: config.plan.prices"))
+    return lines

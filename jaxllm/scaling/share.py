@@ -1,0 +1,143 @@
+"""What one device has of a train step: its tokens, its part of every array of the state.
+
+Nothing is compiled and no array is made, so a model may be of any size; shapes, shardings and the
+optimizer's state are the real ones, not formulas beside them.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm import models, optim, sharding, trees
+from jaxllm.models import pipeline
+from jaxllm.models.families import model_config
+
+
+class Share(NamedTuple):
+    """One device's share of a train step.
+
+    Attributes:
+        config: the ConfigDict.
+        c: ModelConfig, with what the platform decides filled in.
+        infos: {path: ParamInfo}.
+        shape: {mesh axis: size}.
+        platform: "tpu", "gpu" or "cpu".
+        rows: rows of a micro-batch that are this device's own.
+        tokens: of a micro-batch that its products see: of its rows, its part along `seq`.
+        stream: of them that it holds between two parts of a layer: its part along `tensor`.
+        specs: {path: PartitionSpec} of the parameters.
+        opt_bytes: of the optimizer's state on this device.
+    """
+
+    config: Any
+    c: Any
+    infos: dict
+    shape: dict
+    platform: str
+    rows: int
+    tokens: int
+    stream: int
+    specs: dict
+    opt_bytes: int
+
+    @property
+    def micro(self):
+        """Micro-batches a step."""
+        return self.config.step.micro_batches
+
+    @property
+    def width(self):
+        """Bytes of a number that is computed with."""
+        return jnp.dtype(self.c.dtype).itemsize
+
+    @property
+    def bubble(self):
+        """Share of its time that a pipeline has nothing to do."""
+        if self.shape["stage"] == 1:
+            return 0.0
+        pieces = self.c.pipeline_pieces or self.rows
+        return pipeline.bubble(self.shape["stage"], pieces, self.c.pipeline_rounds)
+
+    def stored(self, path):
+        """Numbers of a parameter that this device stores."""
+        return _part(self.infos[path].shape, self.specs[path], self.shape)
+
+    def used(self, path):
+        """Numbers of a parameter that this device computes with, once gathered."""
+        info, spec = self.infos[path], self.specs[path]
+        own = [
+            None if axis in sharding.GATHERED else names
+            for axis, names in zip(info.axes, _padded(spec, len(info.axes)), strict=True)
+        ]
+        return _part(info.shape, own, self.shape)
+
+
+def describe(config, count, platform, vocab):
+    """Returns the `Share` of a device.
+
+    Args:
+        config: completed ConfigDict.
+        count: devices.
+        platform: "tpu", "gpu" or "cpu".
+        vocab: size of the tokenizer's vocabulary, where the model does not say.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+    shape = sharding.mesh_shape(config.mesh, count)
+    length = config.data.length
+    c = model_config(config.model, vocab=vocab, length=length)
+    c = models.for_platform(c, platform, length, shape["seq"])
+    infos = models.abstract_params(c)
+    mesh = jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))
+    rules = sharding.RULES[config.sharding]
+    rows = sharding.rows_each(config.data.batch, shape) // config.step.micro_batches
+    tokens = rows * length // shape["seq"]
+    return Share(
+        config,
+        c,
+        infos,
+        shape,
+        platform,
+        rows,
+        tokens,
+        tokens // shape["tensor"],
+        sharding.param_specs(infos, rules.params, mesh),
+        _opt_bytes(config, infos, rules.optimizer, mesh),
+    )
+
+
+def _opt_bytes(config, infos, rules, mesh):
+    """Bytes of the optimizer's state on a device."""
+    schedule = optim.make_schedule(config.schedule, config.steps)
+    tx = optim.make_optimizer(config.optim, schedule, infos)
+    params = trees.unflatten(
+        {path: jax.ShapeDtypeStruct(info.shape, info.dtype) for path, info in infos.items()}
+    )
+    state = jax.eval_shape(tx.init, params)
+    axes = optim.state_axes(tx, infos)
+    placed = functools.partial(sharding.spec, rules=rules, mesh=mesh)
+    sizes = jax.tree.map(
+        lambda leaf, names: (
+            leaf.dtype.itemsize
+            * _part(leaf.shape, placed([n or "" for n in names], leaf.shape), mesh.shape)
+        ),
+        state,
+        axes,
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def _part(shape, spec, mesh):
+    """Numbers of an array that one device has."""
+    size = math.prod(shape)
+    for names in jax.tree.leaves(tuple(spec)):
+        size //= mesh[names]
+    return size
+
+
+def _padded(spec, rank):
+    return tuple(spec) + (None,) * (rank - len(spec))

@@ -1,0 +1,113 @@
+"""Plans, as a user asks for them, and what must hold of all of them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jaxllm import settings
+from jaxllm.config import ConfigError
+from jaxllm.scaling import estimate, machines, share
+from jaxllm.training import setup
+from tests import runs
+
+SEVEN_B = "configs/pretrain.py:family=llama,size=7b"
+
+
+def planned(topology="v4-128", slices=1, file=SEVEN_B, **fields):
+    """The `Estimate` of a config; settings with "__" in place of dots."""
+    pairs = [(name.replace("__", "."), str(value)) for name, value in fields.items()]
+    config, _ = settings.load(file, pairs, setup.KINDS)
+    machine = machines.find(topology, slices)
+    setup.check_program(config, machine.count)
+    own = share.describe(config, machine.count, machine.platform, setup.vocabulary(config))
+    return estimate.estimate(own, machine)
+
+
+def command(*arguments, file=SEVEN_B):
+    words = [sys.executable, "-m", "jaxllm.plan", f"--config={file}", *arguments]
+    return subprocess.run(
+        words, cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_command_prints_a_page_and_says_whether_it_fits():
+    done = command("--topology=v4-128")
+    assert done.returncode == 0, done.stderr
+    assert "6,738,415,616" in done.stdout and "fits" in done.stdout and "USD" in done.stdout
+    small = command("--topology=v5e-4", "--config.data.batch=4", "--config.validate.batch=4")
+    assert small.returncode == 1 and "DOES NOT FIT" in small.stdout
+
+
+def test_json_says_the_same_as_the_library():
+    done = command("--topology=v4-128", "--json")
+    data, found = json.loads(done.stdout), planned()
+    assert data["memory"]["total"] == found.memory.total
+    assert data["parameters"]["total"] == found.counts.total == 6_738_415_616
+    assert data["hidden"]["step_s"] == found.times.hidden <= data["exposed"]["step_s"]
+    hours = data["exposed"]["device_hours"]
+    assert data["exposed"]["cost"] == pytest.approx(3.22 * hours)
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--topology=v4-100"], "Try --topology=v4-128"),
+        (["--topology=v9"], "Known"),
+        (["--topology=v4-128", "--config.data.batch=250"], "Try --config.data.batch=256"),
+        (["--topology=v4-128", "--config.model.layer=2"], "layers"),
+        (["--topology=v4-128", "--slices=0"], "--slices=1"),
+        ([], "topology"),
+    ],
+)
+def test_what_is_wrong_is_said_as_in_training(arguments, says):
+    done = command(*arguments)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_vocabulary_that_only_the_text_tells_is_asked_for():
+    file = "configs/shakespeare_char.py"
+    config, _ = settings.load(file, [], setup.KINDS)
+    with pytest.raises(ConfigError, match=r"--config\.model\.vocab"):
+        setup.vocabulary(config)
+    assert planned("h100-1", file=file, model__vocab=65).counts.total > 1e6
+
+
+def test_a_trillion_parameters_are_planned_too():
+    sizes = dict(layers=128, width=24576, heads=192, mlp_width=98304, vocab=128000)
+    fields = {f"model__{name}": size for name, size in sizes.items()}
+    file = "configs/pretrain.py:family=llama,size="
+    found = planned("v5p-12288", file=file, data__batch=6144, validate__batch=6144, **fields)
+    assert found.counts.total > 1e12 and found.memory.total > 0
+
+
+def test_more_devices_hold_less_state_each():
+    few, many = planned("v4-64", model__remat="full"), planned("v4-128")
+    assert few.memory.arguments == pytest.approx(2 * many.memory.arguments, rel=1e-3)
+
+
+def test_what_is_not_kept_is_computed_again():
+    """Full remat takes least memory and most FLOPs; none the other way round."""
+    found = [planned(model__remat=remat) for remat in ("full", "light", "none")]
+    memory, work = ([f(x) for x in found] for f in (lambda x: x.memory.total, flops_of))
+    assert memory == sorted(memory) and work == sorted(work, reverse=True)
+
+
+def flops_of(found):
+    return found.products.total
+
+
+def test_micro_batches_save_memory_and_gather_again():
+    fields = dict(model__remat="light", objective__chunk=2048)
+    one, four = planned(**fields), planned(**fields, step__micro_batches=4)
+    assert four.memory.total < one.memory.total / 2
+    assert four.wire.by_kind()["all-gather"] == 4 * one.wire.by_kind()["all-gather"]
+    assert four.products.total == one.products.total
+
+
+def test_slices_talk_over_the_network():
+    fields = dict(mesh__slice=2, data__batch=512, validate__batch=512)
+    found = planned(slices=2, **fields)
+    assert found.times.wire["slice"] > planned().times.wire["fsdp"] / 10
+    assert set(found.times.wire) == {"slice", "fsdp"}
