@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from jaxllm.models.splash import LANES
 from jaxllm.scaling import work
 
 
@@ -74,7 +75,7 @@ def kept_per_token(share):
     """Bytes of a layer's activations that wait for the backward pass, a token of this device."""
     c, b, tensor = share.c, share.width, share.shape["tensor"]
     stream, mlp = c.width / tensor * b, _mlp_width(share) * b
-    heads, keys = c.heads // tensor * c.head_width * b, c.kv_heads // tensor * c.head_width * b
+    heads, keys = (_heads(share, n) * b for n in (c.heads, c.kv_heads))
     ups = 2 if c.gated else 1
     if c.remat == "full":
         return stream
@@ -83,8 +84,17 @@ def kept_per_token(share):
     if c.remat == "dots":
         turned = heads + keys if work.rotates_by_product(c) else 0
         return 2 * stream + heads + 2 * keys + turned + ups * mlp
-    # All: inputs of norms and products, activations before and after.
-    return 6 * stream + 3 * heads + 4 * keys + (2 * ups) * mlp
+    # Norms keep their input and what they made of it in float32; of an MLP all that its activation
+    # and its products' gradients need.
+    norms = 2 * (3 if c.norm == "layer" else 2) * c.width / tensor * 4
+    return norms + 5 * stream + 2 * heads + 2 * keys + (5 if c.gated else 6) * mlp
+
+
+def _heads(share, count):
+    """Numbers of so many heads for a token of this device; a TPU fills their lanes up to 128."""
+    width = share.c.head_width
+    room = -width % LANES if share.platform == "tpu" else 0
+    return max(count // share.shape["tensor"], 1) * (width + room)
 
 
 def _mlp_width(share):
@@ -102,14 +112,15 @@ def _mlp_width(share):
 _MLP_ARRAYS, _STREAM_ARRAYS, _HEAD_ARRAYS, _RING_ARRAYS = 4, 4, 5.5, 10
 # Weights of the largest matrix that are there at once: in use, on their way, their gradients.
 _WEIGHTS_AT_ONCE = 4
-_HEADS_AT_ONCE = 2.5  # the head's: turned round, and its gradient
+# The head's: turned round, and its gradient; where it is the table, both gradients of that.
+_HEADS_AT_ONCE, _TABLES_AT_ONCE = 2.5, 4.3
 _TILE_ROWS = 16  # rows of a tile of 16-bit numbers; a part that is no multiple takes twice the room
 
 
 def _in_layers(share):
     """The backward pass through a layer: all layers' kept activations and this one's own."""
     c, b = share.c, share.width
-    heads = c.heads // share.shape["tensor"] * c.head_width
+    heads = _heads(share, c.heads)
     use = _MLP_ARRAYS * _mlp_width(share) + _STREAM_ARRAYS * c.width + _HEAD_ARRAYS * heads
     ring = _RING_ARRAYS * heads * 4 if share.shape["seq"] > 1 else 0
     return _sums(share) | {
@@ -136,7 +147,7 @@ def _in_head(share):
     return _sums(share) | {
         "kept": share.tokens * kept_per_token(share) * c.layers,
         "logits": share.tokens / pieces * vocab * 4,
-        "gathered": _HEADS_AT_ONCE * head * b,
+        "gathered": (_TABLES_AT_ONCE if c.tied else _HEADS_AT_ONCE) * head * b,
     }
 
 
