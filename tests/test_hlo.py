@@ -90,3 +90,37 @@ ENTRY %main (a: bf16[1,4]) -> bf16[8,4] {
 }
 """
     assert hlo.costs(text).wire == {"all-gather": 8 * 4 * 2}
+
+
+@pytest.mark.parametrize(
+    "groups, axes",
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", ("fsdp", "tensor")),
+        ("{{0,1},{2,3},{4,5},{6,7}}", ("tensor",)),
+        ("{{0,4},{1,5},{2,6},{3,7}}", ("data",)),
+        ("{{0,2},{1,3}}", ("fsdp",)),
+        ("[4,2]<=[8]", ("tensor",)),
+        ("[4,2]<=[2,4]T(1,0)", ("data",)),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", ("fsdp", "tensor")),
+        ("mesh['a'=8] {'a'}", ("data", "fsdp", "tensor")),
+        ("", ("data", "fsdp", "tensor")),
+        ("{}", ("data", "fsdp", "tensor")),
+        ("{{0,1},{1,0}}", ("tensor",)),  # pairs of a permutation
+    ],
+)
+def test_groups_are_named_by_the_axes_that_they_go_over(groups, axes):
+    assert hlo.axes_of(groups, dict(data=2, fsdp=2, tensor=2)) == axes
+
+
+def test_the_axis_of_a_real_collective_is_found():
+    mesh = runs.mesh(data=2, fsdp=4)
+
+    def function(x):
+        return jax.lax.psum(x, "data"), jax.lax.all_gather(x, "fsdp")
+
+    spread = jax.shard_map(
+        function, mesh=mesh, in_specs=P("fsdp"), out_specs=(P("fsdp"), P()), check_vma=False
+    )
+    text = jax.jit(spread).lower(jax.ShapeDtypeStruct((8, 4), jnp.float32)).compile().as_text()
+    sent = {sent.kind: hlo.axes_of(sent.groups, mesh.shape) for sent in hlo.costs(text).sent}
+    assert sent == {"all-reduce": ("data",), "all-gather": ("fsdp",)}

@@ -1,5 +1,6 @@
 """Plans, as a user asks for them, and what must hold of all of them."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -8,10 +9,11 @@ import pytest
 
 from jaxllm import settings
 from jaxllm.config import ConfigError
-from jaxllm.scaling import estimate, machines, share
+from jaxllm.scaling import changes, estimate, machines, share
 from jaxllm.training import setup
 from tests import runs
 
+LIBTPU = importlib.util.find_spec("libtpu") is not None
 SEVEN_B = "configs/pretrain.py:family=llama,size=7b"
 
 
@@ -111,3 +113,48 @@ def test_slices_talk_over_the_network():
     found = planned(slices=2, **fields)
     assert found.times.wire["slice"] > planned().times.wire["fsdp"] / 10
     assert set(found.times.wire) == {"slice", "fsdp"}
+
+
+def test_what_does_not_fit_gets_the_smallest_change_that_does():
+    fields = dict(model__remat="none", data__batch=512, validate__batch=512)
+    found = planned(**fields)
+    assert not found.fits
+
+    def again(changes):
+        return planned(**fields | {name.replace(".", "__"): text for name, text in changes})
+
+    change = changes.smallest(again, found, found.memory.total)
+    assert change["settings"] == [["model.remat", "full"]] and again(change["settings"]).fits
+    # By a compiler that needs twice as much, one change is no longer enough.
+    tight = changes.smallest(again, found, 6 * found.memory.total)
+    assert tight is None or len(tight["settings"]) > 1
+    done = command(
+        "--topology=v4-128", *(f"--config.{n.replace('__', '.')}={v}" for n, v in fields.items())
+    )
+    assert done.returncode == 1 and "--config.model.remat=full" in done.stdout
+
+
+def test_nothing_fits_a_machine_that_cannot_hold_the_state():
+    done = command("--topology=v5e-4", "--config.data.batch=4", "--config.validate.batch=4")
+    assert done.returncode == 1 and "take more devices" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason="pip install -r requirements-tpu.txt")
+def test_the_compiler_agrees_with_the_closed_form(tmp_path):
+    sizes = dict(layers=4, width=1024, heads=8, mlp_width=4096, vocab=8192)
+    words = [f"--config.model.{name}={size}" for name, size in sizes.items()]
+    words += ["--config.data.batch=16", "--config.validate.batch=16", "--topology=v4:2x2x1"]
+    words += ["--compile", "--json", f"--dump-hlo={tmp_path}"]
+    done = command(*words, file="configs/pretrain.py:family=llama,size=")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    own = data["compiled"]
+    counted = sum(
+        data["flops"]["a_step_and_device"][name]
+        for name in ("useful", "again", "attention", "bubble")
+    )
+    assert own["flops"] == pytest.approx(counted, rel=0.02)
+    assert own["arguments"] + own["temporaries"] == pytest.approx(data["memory"]["total"], rel=0.1)
+    assert any("jaxllm/models" in buffer["line"] for buffer in own["buffers"])
+    assert list(tmp_path.glob("*jit_step*.after_codegen.txt"))

@@ -37,19 +37,19 @@ def test_a_device_is_a_chip(name, chips):
 
 @pytest.mark.slow
 @needs_libtpu
-def test_the_train_step_gathers_each_weight_twice_and_no_more():
+def test_the_train_step_gathers_each_weight_twice_and_no_more(tmp_path):
     """Forward and backward, in bfloat16; embedding and head once each."""
-    from benchmarks.tpu_compile import compile_step
     from jaxllm import models, settings
     from jaxllm.models.families import model_config
     from jaxllm.scaling import hlo
-    from jaxllm.training import setup
+    from jaxllm.training import ahead, setup
 
     fields = dict(layers=4, width=1024, heads=8, mlp_width=4096, vocab=8192)
     pairs = [(f"model.{name}", str(value)) for name, value in fields.items()]
     pairs += [("tokenizer.kind", "byte"), ("data.batch", "16"), ("validate.batch", "16")]
     config, _ = settings.load("configs/pretrain.py:family=llama,size=", pairs, setup.KINDS)
-    wire = hlo.costs(compile_step(config, topology.tpu_devices("v4:2x2x1")).as_text()).wire
+    devices = topology.tpu_devices("v4:2x2x1")
+    wire = hlo.costs(ahead.compile_step(config, devices, tmp_path, 256).text).wire
     c = model_config(config.model, vocab=256, length=config.data.length)
     infos = models.abstract_params(c)
     size = {path: 2 * math.prod(info.shape) for path, info in infos.items() if info.multiplies}

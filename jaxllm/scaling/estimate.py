@@ -106,14 +106,7 @@ def _times(share, machine, products, wire):
     speeds = links.speeds(machine, share.shape)
     on_wire = {}
     for (axes, kind), size in wire.parts.items():
-        names = axes.split("+")
-        devices = 1
-        for name in names:
-            devices *= share.shape[name]
-        # Several axes together use the links of all; a network among them is what limits.
-        slow = [speeds[n] for n in names if speeds[n] <= device.network_bytes_per_s]
-        speed = min(slow) if slow else sum(speeds[n] for n in names)
-        seconds = links.seconds(kind, size, devices, speed)
+        seconds = links.time_over(axes.split("+"), kind, size, share.shape, speeds, device)
         on_wire[axes] = on_wire.get(axes, 0.0) + seconds
     return Times(
         matrices=products.counted / device.peak_flops / MATRIX_SHARE[share.platform],

@@ -9,6 +9,8 @@ import math
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "s16": 2, "u16": 2} | {
     "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "s8": 1, "u8": 1,
     "f8e4m3fn": 1, "f8e5m2": 1,
@@ -37,26 +39,43 @@ class Instruction(NamedTuple):
     rest: str
 
 
+class Sent(NamedTuple):
+    """A kind of collective: its opcode, its groups as the text writes them, whether it goes on
+    while the device computes."""
+
+    kind: str
+    groups: str
+    hidden: bool
+
+
 class Costs(NamedTuple):
     """What one device does in one call of a program.
 
     Attributes:
-        wire: {collective: bytes of its result}, loops counted. A reduce-scatter counts its result
-            times the devices, halved: half of the all-reduce that it replaces.
+        sent: {Sent: bytes of its result}, loops counted. A reduce-scatter counts its result times
+            the devices, halved: half of the all-reduce that it replaces.
         matmul_flops: of dots and convolutions.
         cycles: the compiler's estimated cycles of its fusions; custom kernels have none.
     """
 
-    wire: dict
+    sent: dict
     matmul_flops: float
     cycles: float
 
     def plus(self, other, times=1):
         """This and `times` the other."""
-        names = self.wire.keys() | other.wire.keys()
-        wire = {n: self.wire.get(n, 0) + times * other.wire.get(n, 0) for n in names}
+        keys = self.sent.keys() | other.sent.keys()
+        sent = {key: self.sent.get(key, 0) + times * other.sent.get(key, 0) for key in keys}
         flops = self.matmul_flops + times * other.matmul_flops
-        return Costs(wire, flops, self.cycles + times * other.cycles)
+        return Costs(sent, flops, self.cycles + times * other.cycles)
+
+    @property
+    def wire(self):
+        """{collective: bytes}."""
+        found = {}
+        for key, size in self.sent.items():
+            found[key.kind] = found.get(key.kind, 0) + size
+        return found
 
 
 NOTHING = Costs({}, 0.0, 0.0)
@@ -146,11 +165,18 @@ def _of_instruction(computations, here, instruction, of):
         return own.plus(of(body), trips(computations, condition))
     if opcode in ("fusion", "call", "async-start"):
         inner = of(called[0])
-        if "all-reduce-scatter" in called[0]:
-            half = inner.wire.get("all-reduce", 0) / 2
-            inner = inner._replace(wire={**inner.wire, "all-reduce": 0, "reduce-scatter": half})
+        sent = inner.sent
+        if "all-reduce-scatter" in called[0]:  # half of the bytes of the sum that it is written as
+            sent = {
+                key._replace(kind="reduce-scatter"): size / 2
+                for key, size in sent.items()
+                if key.kind == "all-reduce"
+            }
         if _goes_on(instruction, called[0]):
-            inner = inner._replace(wire={})
+            sent = {}
+        elif instruction.name.startswith("async-collective-start"):
+            sent = {key._replace(hidden=True): size for key, size in sent.items()}
+        inner = inner._replace(sent=sent)
         return own.plus(inner._replace(cycles=0) if opcode == "fusion" else inner)
     if opcode == "conditional":
         branches = _BRANCHES.search(rest)
@@ -162,10 +188,53 @@ def _of_instruction(computations, here, instruction, of):
         if kind == "reduce-scatter":
             taken = operands(instruction)
             size = sum(size_bytes(computations[here][name].type) for name in taken) / 2
-        return own._replace(wire={kind: size})
+        return own._replace(sent={Sent(kind, _groups(rest), opcode.endswith("-start")): size})
     if opcode in ("dot", "convolution"):
         return own._replace(matmul_flops=_product_flops(computations[here], instruction))
     return own
+
+
+def _groups(rest):
+    """The text of a collective's groups, or of its pairs."""
+    found = re.search(
+        r"(?:replica_groups|source_target_pairs)=(.*?), (?:\w+=|to_apply)", rest + ", a="
+    )
+    return found[1] if found else ""
+
+
+def axes_of(groups, shape):
+    """Names the mesh axes that a collective's groups go over, such as ("fsdp",).
+
+    Args:
+        groups: text of replica groups or of source and target pairs; "" for all devices.
+        shape: {mesh axis: size}; devices are numbered along it, the last axis first.
+    """
+    names, sizes = list(shape), list(shape.values())
+    members = _members(groups, math.prod(sizes))
+    varying = set()
+    for group in members:
+        places = np.array(np.unravel_index(group, sizes))
+        varying |= {name for name, row in zip(names, places, strict=True) if len(set(row)) > 1}
+    return tuple(name for name in names if name in varying)
+
+
+def _members(groups, count):
+    """Lists the first of each kind of group: [[device, …], …]."""
+    whole = [list(range(count))]
+    iota = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups)
+    mesh = re.match(r"mesh\[(.*?)\] \{(.*?)\}", groups)
+    if iota:
+        shape, dims, turn = ([int(n) for n in (g or "").split(",") if n] for g in iota.groups())
+        devices = np.arange(math.prod(dims)).reshape(dims)
+        return (devices.transpose(turn) if turn else devices).reshape(shape).tolist()
+    if mesh:
+        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        devices = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        over = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", mesh[2])]
+        first = [slice(None) if i in over else 0 for i in range(len(sizes))]
+        return [devices[tuple(first)].ravel().tolist()]
+    found = [[int(n) for n in part.split(",") if n] for part in re.findall(r"\{([\d,]*)\}", groups)]
+    return [group for group in found if group] or whole
 
 
 def _goes_on(instruction, called):

@@ -106,3 +106,20 @@ def seconds(kind, size, devices, speed):
         "collective-permute": 2.0,  # one link of two
     }
     return factors[kind] * size / speed
+
+
+def time_over(names, kind, size, shape, speeds, device):
+    """Time of a collective over several mesh axes.
+
+    Args:
+        names: of the axes.
+        kind, size: as for `seconds`.
+        shape: {mesh axis: size}.
+        speeds: as `speeds` returns.
+        device: `devices.Device`.
+
+    Several axes together use the links of all; a network among them is what limits.
+    """
+    devices = math.prod(shape[name] for name in names)
+    slow = [speeds[name] for name in names if speeds[name] <= device.network_bytes_per_s]
+    return seconds(kind, size, devices, min(slow) if slow else sum(speeds[n] for n in names))

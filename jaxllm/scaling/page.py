@@ -72,9 +72,10 @@ def _cost(prices, machine, hours):
     return None if price is None else price * machine.count * hours
 
 
-def as_text(found, prices):
-    """Returns a plan as a page; arguments as `as_dict`."""
-    plan, share, machine = as_dict(found, prices), found.share, found.machine
+def as_text(found):
+    """Returns a plan as a page."""
+    share, machine = found.share, found.machine
+    plan = as_dict(found, share.config.plan)
     c, config = share.c, share.config
     lines = [
         ("machine", _machine_words(machine)),
@@ -172,3 +173,76 @@ def _time_lines(plan, found):
         )
     lines.append(("", f"prices of {plan['prices_of']}: config.plan.prices"))
     return lines
+
+
+def compiled_text(own, found):
+    """Returns what the compiler says of a step, beside the closed form.
+
+    Args:
+        own: `compiled.Compiled`.
+        found: `estimate.Estimate` of the same step.
+    """
+    memory, machine = found.memory, found.machine
+    lines = [
+        ("compiled", f"in {own.seconds:.0f} s for {machine.topology}; closed form in brackets"),
+        (
+            "memory, GB",
+            f"{own.arguments / GB:.3f} arguments ({memory.arguments / GB:.3f}), "
+            f"{own.temporaries / GB:.3f} temporaries ({memory.temporaries / GB:.3f}); peak "
+            f"{own.peak / GB:.3f} of {machine.device.hbm_bytes / GB:.1f}",
+        ),
+        (
+            "FLOPs",
+            f"{own.flops:.4e} ({found.products.counted:.4e}), {own.recomputed:.0%} recomputed, "
+            "kernels not counted",
+        ),
+    ]
+    for (axes, kind, hidden), size in sorted(own.wire.items(), key=lambda item: -item[1]):
+        if size > 1e6:
+            how = "while computing" if hidden else "computing waits"
+            lines.append(("on the wire", f"{size / GB:9.3f} GB  {kind} over {axes}, {how}"))
+    if own.cycles:
+        lines.append(
+            (
+                "cycles",
+                f"{own.cycles:.4g} at {machine.device.clock_hz / 1e9:.2f} GHz: "
+                f"{own.cycles / machine.device.clock_hz:.3g} s, and attention's kernels "
+                f"{found.times.kernels:.3g} s by closed form",
+            )
+        )
+    for name, words in (("hidden", "wire hidden"), ("exposed", "wire exposed")):
+        seconds = getattr(own, name)
+        mfu = ", ".join(f"{100 * found.mfu(seconds, k):.1f} % {w}" for k, w in CONVENTIONS.items())
+        lines.append((words, f"{seconds:.3g} s a step, MFU {mfu}"))
+    for i, buffer in enumerate(own.buffers):
+        made = buffer.line or buffer.operation.rpartition("/")[2] or "moved"
+        label = "largest, GB" if i == 0 else ""
+        lines.append((label, f"{buffer.size / GB:9.3f}  {buffer.type:<28} {made}"))
+    width = max(len(name) for name, _ in lines)
+    shown, last = [], None
+    for name, text in lines:
+        shown.append(f"  {'' if name == last else name:<{width}}  {text}")
+        last = name
+    return "\n".join(shown)
+
+
+def no_room(needed, found):
+    """Says that the compiler found no room."""
+    room = found.machine.device.hbm_bytes
+    return (
+        f"  The compiler needs {needed / GB:.2f} GB a device (closed form "
+        f"{found.memory.total / GB:.2f}) and there are {room / GB:.1f}: DOES NOT FIT"
+    )
+
+
+def change_text(change):
+    """Says what to change, as `changes.smallest` found it, so that a step fits."""
+    if change is None:
+        return (
+            "  No remat, micro-batches or splitting make it fit: take more devices or fewer rows."
+        )
+    words = " ".join(f"--config.{field}={text}" for field, text in change["settings"])
+    return (
+        f"  The smallest change that fits: {words}\n  ({change['memory'] / GB:.1f} GB, "
+        f"{change['step_s']:.3g} s a step)"
+    )

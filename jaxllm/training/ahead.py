@@ -1,0 +1,95 @@
+"""Compiling a run's step ahead of time, for devices that need not be there."""
+
+import os
+import pathlib
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxllm.training import setup
+
+
+class Program(NamedTuple):
+    """A compiled step.
+
+    Attributes:
+        text: of the optimized program.
+        assignment: where its arrays lie, as the compiler writes it; "" where it does not.
+        memory: `Compiled.memory_analysis()`.
+        seconds: that compiling took.
+    """
+
+    text: str
+    assignment: str
+    memory: Any
+    seconds: float
+
+
+class DoesNotFitError(RuntimeError):
+    """The compiler finds no room for a program.
+
+    Attributes:
+        needed: bytes of temporaries, by the compiler.
+        room: bytes that the device has for them.
+    """
+
+    def __init__(self, needed, room):
+        super().__init__(f"{needed / 1e9:.2f} GB of temporaries, and room for {room / 1e9:.2f} GB")
+        self.needed, self.room = needed, room
+
+
+def write_programs(folder):
+    """Has the compiler write what it makes to a folder; call it before anything is compiled.
+
+    The text of some programs, such as those for a v5p, cannot be had from jax.
+    """
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} --xla_dump_hlo_as_text "
+        "--xla_dump_hlo_module_re=jit_step"
+    )
+
+
+def compile_step(config, devices, folder, vocab):
+    """Compiles the train step of a config.
+
+    Args:
+        config: completed ConfigDict that `setup.check_program` has passed.
+        devices: of the mesh; those of an abstract topology will do.
+        folder: where `write_programs` has the compiler write; emptied of older programs.
+        vocab: size of the vocabulary.
+
+    Returns:
+        `Program`.
+
+    Raises:
+        DoesNotFitError: the compiler says so.
+    """
+    for old in pathlib.Path(folder).glob("*jit_step*"):
+        if old.is_file():
+            old.unlink()
+    start = time.perf_counter()
+    run = setup.assemble_program(config, vocab, devices)
+    batch = setup.abstract_batch(run, config.data.batch)
+    platform = devices[0].platform
+    lowered = run.step.trace(run.abstract, {}, batch).lower(lowering_platforms=(platform,))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        sizes = re.search(
+            r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", str(error)
+        )
+        if sizes is None:
+            raise
+        raise DoesNotFitError(*(float(size) * 2**30 for size in sizes.groups())) from None
+    text = _newest(folder, "*jit_step*.after_codegen.txt") or compiled.as_text()
+    assignment = _newest(folder, "*jit_step*buffer-assignment.txt")
+    seconds = time.perf_counter() - start
+    return Program(text, assignment, compiled.memory_analysis(), seconds)
+
+
+def _newest(folder, pattern):
+    """The text of the newest file of a pattern, or ""."""
+    files = sorted(pathlib.Path(folder).glob(pattern), key=lambda file: file.stat().st_mtime)
+    return files[-1].read_text() if files else ""
