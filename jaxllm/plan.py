@@ -1,23 +1,23 @@
 """Plans a run before any machine is rented: memory, time and money.
 
-    python -m jaxllm.plan --config=configs/NAME.py --topology=v4-128 [--compile] [--json]
+    python -m jaxllm.plan --config=configs/NAME.py --topology=v4-128 [--compile] [--search] [--json]
 
 --topology names the machine: v4-128, v5e-256, v4:4x4x4, h100-8, …; --slices how many of them.
 Nothing is read and, without --compile, nothing compiled: closed forms, for a model of any size.
 --compile has the TPU's own compiler make the real step (pip install -r requirements-tpu.txt; no
-TPU is needed), and says what it says. --dump-hlo=DIR keeps the program.
+TPU is needed), and says what it says; --dump-hlo=DIR keeps the program. --search tries meshes,
+micro-batches and remat, compiles the best --best=N of them and prints the line to paste.
 
 Exit status: 0 it fits; 1 it does not; 2 a setting is wrong.
 """
 
 import json
-import tempfile
 
 from absl import flags
 
 from jaxllm import cli
 from jaxllm.config import ConfigError
-from jaxllm.scaling import changes, compiled, estimate, machines, page, share, topology
+from jaxllm.scaling import changes, compiled, estimate, machines, page, search, share, topology
 from jaxllm.training import ahead, setup
 
 
@@ -28,12 +28,19 @@ def define_flags():
     flags.DEFINE_bool("json", False, "print one JSON object")
     flags.DEFINE_bool("compile", False, "compile the step and say what the compiler says")
     flags.DEFINE_string("dump-hlo", "", "directory for the compiled program and its memory report")
+    flags.DEFINE_bool("search", False, "look for the fastest layout, and compile the best")
+    flags.DEFINE_integer("best", 4, "layouts that a search compiles; 0: closed form alone")
 
 
 def main(file, overrides):
     """Prints the plan."""
     f = flags.FLAGS
     machine = machines.find(f.topology, f.slices)
+    if not machine.topology and (f.compile or (f.search and f["best"].present and f.best)):
+        raise ConfigError(
+            f"--compile is for TPUs: no compiler is here for {machine.name}.\n"
+            "  Leave --compile out (of a search with --best=0), or try --topology=v4-128."
+        )
 
     def plan(more=()):
         config, notes = cli.load_config(file, [*overrides, *more])
@@ -46,10 +53,16 @@ def main(file, overrides):
     data, text = page.as_dict(found, found.share.config.plan), page.as_text(found)
     fits, needed = found.fits, found.memory.total
     if f.compile:
-        own, fits, needed = _compile(found, f["dump-hlo"].value)
-        data["compiled"] = compiled.as_dict(own, found) if fits else {"needed": needed}
-        text += "\n\n" + (page.compiled_text(own, found) if fits else page.no_room(needed, found))
-    if not fits:
+        own, needed = _compile(found, f["dump-hlo"].value)
+        fits = needed <= machine.device.hbm_bytes
+        data["compiled"] = compiled.as_dict(own, found) if own else {"needed": needed}
+        text += "\n\n" + (page.compiled_text(own, found) if own else page.no_room(needed, found))
+    if f.search:
+        tried, own = _search(found, lambda more: plan(more)[0], f.best if machine.topology else 0)
+        data["search"] = [page.layout_dict(one) for one in search.pareto(tried)]
+        text += "\n\n" + page.search_text(tried, own)
+        fits = any(one.fits for one in tried)
+    elif not fits:
         change = changes.smallest(lambda more: plan(more)[0], found, needed)
         data["smallest_change"] = change
         text += "\n\n" + page.change_text(change)
@@ -59,25 +72,37 @@ def main(file, overrides):
     return 0 if fits else 1
 
 
-def _compile(found, folder):
-    """Compiles the step; returns (`compiled.Compiled` or None, whether it fits, bytes it needs)."""
+def _search(found, plan, best):
+    """Returns ([`search.Layout`], the fastest that fits first, the best compiled; the config's)."""
+
+    def compile_one(layout):
+        return _compile(layout.found)
+
+    own = search.Layout((), found, None, found.memory.total)
+    tried = search.layouts(plan, found)
+    if best:
+        tried = search.compile_best(tried, compile_one, best)
+        own = search.compile_best([own], compile_one, 1)[0]
+    return tried, own
+
+
+def _compile(found, folder=""):
+    """Compiles a step; returns (`compiled.Compiled`, or None without room, bytes it needs)."""
     machine, config = found.machine, found.share.config
-    if not machine.topology:
-        raise ConfigError(
-            f"--compile is for TPUs: no compiler is here for {machine.name}.\n"
-            "  Leave --compile out, or try --topology=v4-128."
-        )
-    with tempfile.TemporaryDirectory() as scratch:
-        ahead.write_programs(folder or scratch)
-        devices = topology.tpu_devices(machine.topology, machine.slices)
+    devices = topology.tpu_devices(machine.topology, machine.slices)
+
+    def make(where):
         try:
-            program = ahead.compile_step(
-                config, devices, folder or scratch, setup.vocabulary(config)
-            )
+            program = ahead.compile_step(config, devices, where, setup.vocabulary(config))
         except ahead.DoesNotFitError as error:
-            return None, False, error.needed + found.memory.arguments
-    own = compiled.read(program, found)
-    return own, own.peak <= machine.device.hbm_bytes, own.peak
+            return {"needed": error.needed + found.memory.arguments}
+        return compiled.to_json(compiled.read(program, found))
+
+    data = ahead.remembered(config, f"{machine.topology} x {machine.slices}", make, folder)
+    if "needed" in data:
+        return None, data["needed"]
+    own = compiled.from_json(data)
+    return own, own.peak
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from jaxllm import settings
 from jaxllm.config import ConfigError
-from jaxllm.scaling import changes, estimate, machines, share
+from jaxllm.scaling import changes, estimate, machines, search, share
 from jaxllm.training import setup
 from tests import runs
 
@@ -139,6 +140,38 @@ def test_nothing_fits_a_machine_that_cannot_hold_the_state():
     assert done.returncode == 1 and "take more devices" in done.stdout
 
 
+def test_a_search_finds_what_is_faster_and_its_line_says_it():
+    done = command("--topology=v4-128", "--search", "--best=0", "--json")
+    assert done.returncode == 0, done.stderr
+    best, *others = json.loads(done.stdout)["search"]
+    own, pick = planned(), planned(**{n.replace(".", "__"): v for n, v in best["settings"]})
+    assert pick.fits and pick.times.exposed == pytest.approx(best["step_s"])
+    assert own.times.exposed / pick.times.exposed > 1.15  # than fsdp with full remat
+    # A Pareto front: slower ones need less memory.
+    sizes = [one["memory"] for one in [best, *others]]
+    assert sizes == sorted(sizes, reverse=True) and len(sizes) > 1
+
+
+@pytest.mark.parametrize("topology, slices", [("v5e-16", 2), ("h100-16", 1)])
+def test_every_layout_uses_every_device_once(topology, slices):
+    fields = dict(data__batch=64, validate__batch=64)
+    fields |= dict(mesh__slice=2) if slices > 1 else {}
+    found = planned(topology, slices, **fields)
+    meshes = search.meshes(found)
+    assert len({tuple(mesh.items()) for mesh in meshes}) == len(meshes) > 10
+    assert {math.prod(mesh.values()) for mesh in meshes} == {found.machine.count}
+    assert {mesh["slice"] for mesh in meshes} == {slices}
+
+
+def test_compiling_puts_what_the_compiler_finds_too_large_last():
+    found = planned()
+    first, second, third = (search.Layout((("a", str(i)),), found, None, 1.0) for i in range(3))
+    words = {first.settings: (None, 1e12), second.settings: (None, 1e9)}
+    best = search.compile_best([first, second, third], lambda one: words[one.settings], 2)
+    assert [one.settings for one in best] == [second.settings, first.settings, third.settings]
+    assert best[0].fits and not best[1].fits
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason="pip install -r requirements-tpu.txt")
 def test_the_compiler_agrees_with_the_closed_form(tmp_path):
@@ -155,6 +188,7 @@ def test_the_compiler_agrees_with_the_closed_form(tmp_path):
         for name in ("useful", "again", "attention", "bubble")
     )
     assert own["flops"] == pytest.approx(counted, rel=0.02)
-    assert own["arguments"] + own["temporaries"] == pytest.approx(data["memory"]["total"], rel=0.1)
+    # So small a model lives partly in the chip's near memory: only its state is compared here.
+    assert own["arguments"] == pytest.approx(sum(data["memory"]["state"].values()), rel=0.01)
     assert any("jaxllm/models" in buffer["line"] for buffer in own["buffers"])
     assert list(tmp_path.glob("*jit_step*.after_codegen.txt"))

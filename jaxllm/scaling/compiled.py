@@ -88,3 +88,16 @@ def as_dict(read_, found) -> dict[str, Any]:
         for name in ("palm", "causal")
     }
     return data
+
+
+def to_json(own):
+    """A `Compiled` as what json can write, for `from_json`."""
+    wire = [[*key, size] for key, size in own.wire.items()]
+    return own._asdict() | {"wire": wire, "buffers": [list(buffer) for buffer in own.buffers]}
+
+
+def from_json(data):
+    """The inverse of `to_json`."""
+    wire = {(axes, kind, hidden): size for axes, kind, hidden, size in data["wire"]}
+    made = [buffers.Buffer(*buffer) for buffer in data["buffers"]]
+    return Compiled(**data | {"wire": wire, "buffers": made})

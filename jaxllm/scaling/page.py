@@ -1,7 +1,7 @@
 """A plan, as a page to read and as one JSON object."""
 
 from jaxllm import sharding
-from jaxllm.scaling import counts, flops
+from jaxllm.scaling import counts, flops, search
 from jaxllm.scaling.devices import GB
 from jaxllm.scaling.machines import memory_words
 
@@ -246,3 +246,44 @@ def change_text(change):
         f"  The smallest change that fits: {words}\n  ({change['memory'] / GB:.1f} GB, "
         f"{change['step_s']:.3g} s a step)"
     )
+
+
+def layout_dict(one):
+    """A `search.Layout` as plain data."""
+    return dict(
+        settings=[list(pair) for pair in one.settings],
+        memory=one.needed,
+        step_s=one.seconds,
+        hidden_s=(one.compiled or one.found.times).hidden,
+        compiled=one.compiled is not None,
+    )
+
+
+def search_text(tried, own):
+    """Returns the best layouts of a search, and the line to paste.
+
+    Args:
+        tried: [`search.Layout`], the fastest that fits first.
+        own: `search.Layout` of the config as it is.
+    """
+    fitting = [one for one in tried if one.fits]
+    if not fitting:
+        return f"  None of {len(tried)} layouts fits: take more devices or fewer rows."
+    best = search.pareto(tried)
+    shown = {one.settings: one for one in [*(o for o in tried if o.compiled), *best]}
+    lines = [
+        f"  {len(tried)} layouts divide, {len(fitting)} fit; GB a device, seconds exposed, hidden:",
+        *(_layout_line(one, one in best) for one in shown.values()),
+        _layout_line(own, False) + "(the config as it is)",
+        "  * no other is better in both memory and time",
+        f"  The fastest, in {fitting[0].seconds / own.seconds:.0%} of the config's time:",
+        f"    {fitting[0].line}",
+    ]
+    return "\n".join(lines)
+
+
+def _layout_line(one, best):
+    made = "compiled" if one.compiled else "closed"
+    hidden = (one.compiled or one.found.times).hidden
+    mark = "*" if best else " "
+    return f"  {one.needed / GB:7.2f} {one.seconds:8.4g} {hidden:8.4g}  {made:<8} {mark} {one.line}"

@@ -1,8 +1,12 @@
 """Compiling a run's step ahead of time, for devices that need not be there."""
 
+import hashlib
+import importlib.metadata
+import json
 import os
 import pathlib
 import re
+import tempfile
 import time
 from typing import Any, NamedTuple
 
@@ -38,6 +42,42 @@ class DoesNotFitError(RuntimeError):
     def __init__(self, needed, room):
         super().__init__(f"{needed / 1e9:.2f} GB of temporaries, and room for {room / 1e9:.2f} GB")
         self.needed, self.room = needed, room
+
+
+def remembered(config, machine, make, folder=""):
+    """Returns make(folder), or what it returned before for the same config, machine and code.
+
+    Args:
+        config: completed ConfigDict; `runtime.compile_cache` says where it is remembered.
+        machine: words that name it.
+        make: function of a folder that the compiler writes to -> what json can write.
+        folder: where its programs are to be kept; "" for nowhere, and only then is anything looked
+            up.
+    """
+    versions = [importlib.metadata.version(name) for name in ("jax", "libtpu")]
+    sources = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
+    key = hashlib.sha256("\n".join([setup.config_json(config), machine, *versions]).encode())
+    for source in sources:
+        key.update(source.read_bytes())
+    place = pathlib.Path(config.runtime.compile_cache or ".").expanduser() / "plans"
+    file = place / f"{key.hexdigest()[:32]}.json"
+    if config.runtime.compile_cache and not folder and file.is_file():
+        return json.loads(file.read_text())
+    if folder:
+        write_programs(folder)
+        return make(folder)
+    global _scratch
+    if _scratch is None:  # the compiler reads where to write to once
+        _scratch = tempfile.TemporaryDirectory()
+        write_programs(_scratch.name)
+    data = make(_scratch.name)
+    if config.runtime.compile_cache:
+        place.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(data))
+    return data
+
+
+_scratch = None
 
 
 def write_programs(folder):
