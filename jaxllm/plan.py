@@ -7,16 +7,19 @@ Nothing is read and, without --compile, nothing compiled: closed forms, for a mo
 --compile has the TPU's own compiler make the real step (pip install -r requirements-tpu.txt; no
 TPU is needed), and says what it says; --dump-hlo=DIR keeps the program. --search tries meshes,
 micro-batches and remat, compiles the best --best=N of them and prints the line to paste.
+--hf=FILE takes the model from a Hugging Face config.json.
 
 Exit status: 0 it fits; 1 it does not; 2 a setting is wrong.
 """
 
 import json
+import pathlib
 
 from absl import flags
 
 from jaxllm import cli
 from jaxllm.config import ConfigError
+from jaxllm.models.families.hf import from_hf
 from jaxllm.scaling import changes, compiled, estimate, machines, page, search, share, topology
 from jaxllm.training import ahead, setup
 
@@ -25,6 +28,7 @@ def define_flags():
     """Defines the command's flags."""
     flags.DEFINE_string("topology", None, "the machine, such as v4-128 or h100-8", required=True)
     flags.DEFINE_integer("slices", 1, "TPU slices, joined by the data-centre network")
+    flags.DEFINE_string("hf", "", "a Hugging Face config.json that the model is taken from")
     flags.DEFINE_bool("json", False, "print one JSON object")
     flags.DEFINE_bool("compile", False, "compile the step and say what the compiler says")
     flags.DEFINE_string("dump-hlo", "", "directory for the compiled program and its memory report")
@@ -42,8 +46,10 @@ def main(file, overrides):
             "  Leave --compile out (of a search with --best=0), or try --topology=v4-128."
         )
 
+    fields, left_out = _hf_fields(f.hf) if f.hf else ([], [])
+
     def plan(more=()):
-        config, notes = cli.load_config(file, [*overrides, *more])
+        config, notes = cli.load_config(file, [*fields, *overrides, *more])
         setup.check_program(config, machine.count)
         vocab = setup.vocabulary(config)
         own = share.describe(config, machine.count, machine.platform, vocab)
@@ -51,6 +57,9 @@ def main(file, overrides):
 
     found, notes = plan()
     data, text = page.as_dict(found, found.share.config.plan), page.as_text(found)
+    if f.hf:
+        data["sizes"], words = page.sizes(found.share.infos)
+        text += "\n\n" + words
     fits, needed = found.fits, found.memory.total
     if f.compile:
         own, needed = _compile(found, f["dump-hlo"].value)
@@ -67,9 +76,23 @@ def main(file, overrides):
         data["smallest_change"] = change
         text += "\n\n" + page.change_text(change)
     print(
-        json.dumps(data, indent=1) if f.json else "\n".join([*map("note: {}".format, notes), text])
+        json.dumps(data, indent=1)
+        if f.json
+        else "\n".join([*map("note: {}".format, [*notes, *left_out]), text])
     )
     return 0 if fits else 1
+
+
+def _hf_fields(file):
+    """Returns ([(field, text)], notes) of a Hugging Face config.json."""
+    try:
+        data = json.loads(pathlib.Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--hf={file}: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"--hf={file} holds no JSON object.")
+    values, notes = from_hf(data)
+    return [(f"model.{name}", str(value)) for name, value in values.items()], notes
 
 
 def _search(found, plan, best):

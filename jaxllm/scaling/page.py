@@ -2,7 +2,7 @@
 
 from jaxllm import sharding
 from jaxllm.scaling import counts, flops, search
-from jaxllm.scaling.devices import GB
+from jaxllm.scaling.devices import GB, GIB
 from jaxllm.scaling.machines import memory_words
 
 CONVENTIONS = {"palm": "full attention", "causal": "causal attention"}
@@ -173,6 +173,27 @@ def _time_lines(plan, found):
         )
     lines.append(("", f"prices of {plan['prices_of']}: config.plan.prices"))
     return lines
+
+
+def sizes(infos):
+    """Returns (data, page) of what a model takes to be used, and to be trained in float32.
+
+    Args:
+        infos: {path: ParamInfo}.
+
+    As `accelerate estimate-memory` prints it: its GB are 2^30 bytes, and a bare model has no head.
+    """
+    data, lines = {}, ["  to use it, GB of 2^30 bytes (accelerate's convention):"]
+    for name, head in (("with the head", True), ("without", False)):
+        found = counts.sizes(infos, head=head)
+        data[name.replace(" ", "_")] = found._asdict()
+        parts = dict(float32=1, bfloat16=2, int8=4, int4=8)
+        each = ", ".join(f"{dtype} {found.total / n / GIB:.2f}" for dtype, n in parts.items())
+        lines.append(
+            f"    {name:<14} {each}; largest layer {found.largest_layer / GIB:.2f}; "
+            f"Adam in float32 {found.adam / GIB:.2f}"
+        )
+    return data, "\n".join(lines)
 
 
 def compiled_text(own, found):
