@@ -7,7 +7,8 @@ Nothing is read and, without --compile, nothing compiled: closed forms, for a mo
 --compile has the TPU's own compiler make the real step (pip install -r requirements-tpu.txt; no
 TPU is needed), and says what it says; --dump-hlo=DIR keeps the program. --search tries meshes,
 micro-batches and remat, compiles the best --best=N of them and prints the line to paste.
---hf=FILE takes the model from a Hugging Face config.json.
+--hf=FILE takes the model from a Hugging Face config.json. --adapt compares ways to adapt the model
+to --tokens=N of data within --budget=MONEY.
 
 Exit status: 0 it fits; 1 it does not; 2 a setting is wrong.
 """
@@ -20,7 +21,17 @@ from absl import flags
 from jaxllm import cli
 from jaxllm.config import ConfigError
 from jaxllm.models.families.hf import from_hf
-from jaxllm.scaling import changes, compiled, estimate, machines, page, search, share, topology
+from jaxllm.scaling import (
+    adapt,
+    changes,
+    compiled,
+    estimate,
+    machines,
+    page,
+    search,
+    share,
+    topology,
+)
 from jaxllm.training import ahead, setup
 
 
@@ -31,6 +42,9 @@ def define_flags():
     flags.DEFINE_string("hf", "", "a Hugging Face config.json that the model is taken from")
     flags.DEFINE_bool("json", False, "print one JSON object")
     flags.DEFINE_bool("compile", False, "compile the step and say what the compiler says")
+    flags.DEFINE_bool("adapt", False, "compare full fine-tuning, LoRA, QLoRA, prompts, adapters")
+    flags.DEFINE_float("tokens", 0, "tokens of the data to adapt to; 0: the config's whole run")
+    flags.DEFINE_float("budget", 0, "money there is, in the currency of config.plan; 0: any")
     flags.DEFINE_string("dump-hlo", "", "directory for the compiled program and its memory report")
     flags.DEFINE_bool("search", False, "look for the fastest layout, and compile the best")
     flags.DEFINE_integer("best", 4, "layouts that a search compiles; 0: closed form alone")
@@ -66,12 +80,17 @@ def main(file, overrides):
         fits = needed <= machine.device.hbm_bytes
         data["compiled"] = compiled.as_dict(own, found) if own else {"needed": needed}
         text += "\n\n" + (page.compiled_text(own, found) if own else page.no_room(needed, found))
+    if f.adapt:
+        ways, rule = _adapt(found, file, [*fields, *overrides], f.tokens, f.budget)
+        data["adapt"] = dict(ways=[way._asdict() for way in ways], verdict=rule)
+        text += "\n\n" + page.ways_text(ways, rule, found)
+        fits = any(way.fits for way in ways)
     if f.search:
         tried, own = _search(found, lambda more: plan(more)[0], f.best if machine.topology else 0)
         data["search"] = [page.layout_dict(one) for one in search.pareto(tried)]
         text += "\n\n" + page.search_text(tried, own)
         fits = any(one.fits for one in tried)
-    elif not fits:
+    elif not fits and not f.adapt:
         change = changes.smallest(lambda more: plan(more)[0], found, needed)
         data["smallest_change"] = change
         text += "\n\n" + page.change_text(change)
@@ -81,6 +100,33 @@ def main(file, overrides):
         else "\n".join([*map("note: {}".format, [*notes, *left_out]), text])
     )
     return 0 if fits else 1
+
+
+def _adapt(found, file, overrides, tokens, budget):
+    """Returns ([`adapt.Way`], the verdict)."""
+    config = found.share.config
+    tokens = tokens or found.step_tokens * config.steps
+    price = page.price(config.plan, found.machine)
+    # One row a device, everything split over all of them: what takes least.
+    least = [(f"mesh.{axis}", "1") for axis in config.mesh] + [("mesh.fsdp", "-1")]
+    least += [("model.remat", "full"), ("step.micro_batches", "1")]
+    known = []
+    for name in machines.singles():
+        machine = machines.find(name)
+        rows = [(f"{part}.batch", str(machine.count)) for part in ("data", "validate")]
+        other = cli.load_config(file, [*overrides, *least, *rows])[0]
+        vocab = setup.vocabulary(other)
+        own = share.describe(other, machine.count, machine.platform, vocab)
+        known.append(estimate.estimate(own, machine))
+
+    def smallest(way):
+        fitting = (
+            one for one in known if adapt.memory_bytes(way, one) <= one.machine.device.hbm_bytes
+        )
+        return next((one.machine.name for one in fitting), None)
+
+    ways = adapt.compare(found, tokens, price, smallest)
+    return ways, adapt.verdict(ways, tokens, budget)
 
 
 def _hf_fields(file):

@@ -10,7 +10,7 @@ import pytest
 
 from jaxllm import settings
 from jaxllm.config import ConfigError
-from jaxllm.scaling import changes, estimate, machines, search, share
+from jaxllm.scaling import adapt, changes, estimate, machines, search, share
 from jaxllm.training import setup
 from tests import runs
 
@@ -155,6 +155,71 @@ def test_a_hugging_face_model_is_planned_with_the_sizes_that_accelerate_prints(t
     for wrong, says in ((file, "no JSON object"), (tmp_path / "none.json", "No such file")):
         done = command("--topology=v4-128", f"--hf={wrong}")
         assert done.returncode == 2 and says in done.stderr
+
+
+ONE = dict(data__batch=1, validate__batch=1)
+
+
+def test_seventy_billion_parameters_are_tuned_on_one_device_by_qlora_alone():
+    """On 80 GB; and on the 48 GB of its paper's abstract (arXiv:2305.14314)."""
+    file = "configs/pretrain.py:family=llama,size=70b"
+    for topology in ("h100-1", "l40s-1"):
+        found = planned(topology, file=file, **ONE)
+        fits = {way: adapt.memory_bytes(way, found) for way in adapt.WAYS}
+        room = found.machine.device.hbm_bytes
+        assert [way for way, size in fits.items() if size <= room] == ["qlora"]
+
+
+def test_ways_to_adapt_cost_what_they_train():
+    found = planned("h100-8", data__batch=8, validate__batch=8)
+    ways = {way.name: way for way in adapt.compare(found, 1e7, 2.0, lambda way: None)}
+    assert ways["lora"].trained == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert ways["prompt"].trained == 20 * 4096
+    assert ways["qlora"].memory < ways["lora"].memory < ways["full"].memory
+    assert ways["lora"].seconds < ways["full"].seconds == ways["scratch"].seconds
+    hours = 1e7 / found.step_tokens * ways["full"].seconds / 3600
+    assert ways["full"].cost == pytest.approx(2.0 * 8 * hours)
+    assert ways["scratch"].tokens == 20 * found.counts.total
+
+
+@pytest.mark.parametrize(
+    "topology, tokens, as_much_as, verdict",
+    [
+        ("v4-128", 2e11, "", "scratch"),
+        ("v4-128", 2e9, "", "full"),
+        ("v4-128", 1e7, "", "lora"),
+        ("v4-128", 2e4, "", "in context"),
+        ("v4-128", 2e9, "lora", "lora"),  # no more money than LoRA takes
+    ],
+)
+def test_the_verdict_goes_by_data_and_money(topology, tokens, as_much_as, verdict):
+    found = planned(topology)
+    ways = adapt.compare(found, tokens, 3.22, lambda way: None)
+    budget = next((way.cost for way in ways if way.name == as_much_as), 0)
+    assert adapt.verdict(ways, tokens, budget)[0] == verdict
+
+
+def test_a_machine_that_is_too_small_leaves_qlora_or_nothing():
+    file = "configs/pretrain.py:family=llama,size=70b"
+    for topology, verdict in (("h100-1", "qlora"), ("l4-1", "none")):
+        ways = adapt.compare(planned(topology, file=file, **ONE), 1e7, None, lambda way: None)
+        assert adapt.verdict(ways, 1e7, 0)[0] == verdict
+
+
+def test_the_command_names_the_smallest_machine_that_holds_each_way():
+    done = command(
+        "--topology=h100-8", "--adapt", "--tokens=1e7", "--json",
+        "--config.data.batch=8", "--config.validate.batch=8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)["adapt"]
+    smallest = {way["name"]: way["machine"] for way in data["ways"]}
+    size = {
+        name: machines.find(machine).count * machines.find(machine).device.hbm_bytes
+        for name, machine in smallest.items()
+    }
+    assert size["qlora"] <= size["lora"] < size["full"] == size["scratch"]
+    assert data["verdict"][0] == "lora"
 
 
 def test_a_search_finds_what_is_faster_and_its_line_says_it():

@@ -147,6 +147,18 @@ def names():
     return [*tpus, *(f"{family}-{GPUS_PER_NODE}" for family in GPUS)]
 
 
+def singles():
+    """Names of machines from the least memory to the most, one GPU to eight and TPU slices."""
+    gpus = [f"{family}-{count}" for family in GPUS for count in (1, 2, 4, 8)]
+    tpus = [name for name in names() if name.partition("-")[0] in TPUS]
+
+    def size(name):
+        machine = find(name)
+        return machine.count * machine.device.hbm_bytes
+
+    return sorted([*gpus, *tpus], key=size)
+
+
 def _listing():
     """The known names, a family a line."""
     lines = []

@@ -84,10 +84,18 @@ def kept_per_token(share):
     if c.remat == "dots":
         turned = heads + keys if work.rotates_by_product(c) else 0
         return 2 * stream + heads + 2 * keys + turned + ups * mlp
-    # Norms keep their input and what they made of it in float32; of an MLP all that its activation
-    # and its products' gradients need.
-    norms = 2 * (3 if c.norm == "layer" else 2) * c.width / tensor * 4
+    # Norms keep their input and what they made of it in float32, attention written out its weights;
+    # an MLP all that its activation and its products' gradients need.
+    norms = _score_bytes(share, 4) + 2 * (3 if c.norm == "layer" else 2) * c.width / tensor * 4
     return norms + 5 * stream + 2 * heads + 2 * keys + (5 if c.gated else 6) * mlp
+
+
+def _score_bytes(share, each):
+    """Bytes of a token's attention scores at so many a score; kernels hold none."""
+    c = share.c
+    if c.attention not in ("reference", "xla"):
+        return 0
+    return each * share.config.data.length * max(c.heads // share.shape["tensor"], 1)
 
 
 def _heads(share, count):
@@ -125,7 +133,7 @@ def _in_layers(share):
     ring = _RING_ARRAYS * heads * 4 if share.shape["seq"] > 1 else 0
     return _sums(share) | {
         "kept": share.tokens * kept_per_token(share) * c.layers,
-        "in use": share.tokens * (use * b + ring),
+        "in use": share.tokens * (use * b + ring + _score_bytes(share, 8 + b)),
         "gathered": _WEIGHTS_AT_ONCE * _largest(share) * b,
     }
 

@@ -66,10 +66,15 @@ def as_dict(found, prices):
     return data | {"currency": prices.currency, "prices_of": prices.date}
 
 
+def price(prices, machine):
+    """Money a device and hour, or None where it is not known."""
+    return prices.prices.get(machine.family.replace("-", "_"))
+
+
 def _cost(prices, machine, hours):
     """Money of a run, or None where no price is known."""
-    price = prices.prices.get(machine.family.replace("-", "_"))
-    return None if price is None else price * machine.count * hours
+    each = price(prices, machine)
+    return None if each is None else each * machine.count * hours
 
 
 def as_text(found):
@@ -267,6 +272,28 @@ def change_text(change):
         f"  The smallest change that fits: {words}\n  ({change['memory'] / GB:.1f} GB, "
         f"{change['step_s']:.3g} s a step)"
     )
+
+
+def ways_text(ways, rule, found):
+    """Returns the ways to adapt a model as a table, and the verdict.
+
+    Args:
+        ways: as `adapt.compare` returns.
+        rule: as `adapt.verdict` returns.
+        found: `estimate.Estimate` that they were compared on.
+    """
+    currency = found.share.config.plan.currency
+    lines = [
+        f"  {'':<9}{'trained':>18}{'GB':>9}{'tokens':>10}{'hours':>10}{currency:>10}  smallest"
+    ]
+    for way in ways:
+        money = "" if way.cost is None else f"{way.cost:,.0f}"
+        lines.append(
+            f"  {way.name:<9}{way.trained:>18,}{way.memory / GB:>9.1f}{way.tokens:>10.1e}"
+            f"{way.hours:>10,.1f}{money:>10}  {way.machine or 'none known'}"
+            + ("" if way.fits else f" (not {found.machine.name})")
+        )
+    return "\n".join([*lines, f"  Take {rule[0]}: {rule[1]}."])
 
 
 def layout_dict(one):
