@@ -8,7 +8,8 @@ Nothing is read and, without --compile, nothing compiled: closed forms, for a mo
 TPU is needed), and says what it says; --dump-hlo=DIR keeps the program. --search tries meshes,
 micro-batches and remat, compiles the best --best=N of them and prints the line to paste.
 --hf=FILE takes the model from a Hugging Face config.json. --adapt compares ways to adapt the model
-to --tokens=N of data within --budget=MONEY.
+to --tokens=N of data within --budget=MONEY. --plot=FILE.png draws memory and time against the
+number of devices, or a search's layouts (pip install -r requirements-plot.txt).
 
 Exit status: 0 it fits; 1 it does not; 2 a setting is wrong.
 """
@@ -28,6 +29,7 @@ from jaxllm.scaling import (
     estimate,
     machines,
     page,
+    plot,
     search,
     share,
     topology,
@@ -45,6 +47,7 @@ def define_flags():
     flags.DEFINE_bool("adapt", False, "compare full fine-tuning, LoRA, QLoRA, prompts, adapters")
     flags.DEFINE_float("tokens", 0, "tokens of the data to adapt to; 0: the config's whole run")
     flags.DEFINE_float("budget", 0, "money there is, in the currency of config.plan; 0: any")
+    flags.DEFINE_string("plot", "", "PNG file to draw")
     flags.DEFINE_string("dump-hlo", "", "directory for the compiled program and its memory report")
     flags.DEFINE_bool("search", False, "look for the fastest layout, and compile the best")
     flags.DEFINE_integer("best", 4, "layouts that a search compiles; 0: closed form alone")
@@ -90,16 +93,35 @@ def main(file, overrides):
         data["search"] = [page.layout_dict(one) for one in search.pareto(tried)]
         text += "\n\n" + page.search_text(tried, own)
         fits = any(one.fits for one in tried)
+        if f.plot:
+            plot.pareto(tried, search.pareto(tried), f.plot)
     elif not fits and not f.adapt:
         change = changes.smallest(lambda more: plan(more)[0], found, needed)
         data["smallest_change"] = change
         text += "\n\n" + page.change_text(change)
+    if f.plot and not f.search:
+        plot.against_devices(_sizes(found, file, [*fields, *overrides]), f.plot)
     print(
         json.dumps(data, indent=1)
         if f.json
         else "\n".join([*map("note: {}".format, [*notes, *left_out]), text])
     )
     return 0 if fits else 1
+
+
+def _sizes(found, file, overrides):
+    """The same batch on all sizes of the machine's family that it divides over: [Estimate]."""
+    sizes = []
+    for name in machines.sizes_of(found.machine.family):
+        machine = machines.find(name)
+        try:
+            config = cli.load_config(file, overrides)[0]
+            setup.check_program(config, machine.count)
+        except ConfigError:
+            continue
+        own = share.describe(config, machine.count, machine.platform, setup.vocabulary(config))
+        sizes.append(estimate.estimate(own, machine))
+    return sizes
 
 
 def _adapt(found, file, overrides, tokens, budget):

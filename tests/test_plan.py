@@ -15,6 +15,7 @@ from jaxllm.training import setup
 from tests import runs
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
+MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 SEVEN_B = "configs/pretrain.py:family=llama,size=7b"
 
 
@@ -220,6 +221,15 @@ def test_the_command_names_the_smallest_machine_that_holds_each_way():
     }
     assert size["qlora"] <= size["lora"] < size["full"] == size["scratch"]
     assert data["verdict"][0] == "lora"
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(tmp_path):
+    file = tmp_path / "plan.png"
+    done = command("--topology=v4-128", f"--plot={file}")
+    if MATPLOTLIB:
+        assert done.returncode == 0 and file.read_bytes().startswith(b"\x89PNG")
+    else:
+        assert done.returncode == 2 and "requirements-plot" in done.stderr
 
 
 def test_a_search_finds_what_is_faster_and_its_line_says_it():

@@ -147,6 +147,13 @@ def names():
     return [*tpus, *(f"{family}-{GPUS_PER_NODE}" for family in GPUS)]
 
 
+def sizes_of(family):
+    """Names of the machines of a family, from few devices to many."""
+    if family in TPUS:
+        return [f"{family}-{chips * TPUS[family].counts}" for chips in TPUS[family].shapes]
+    return [f"{family}-{count}" for count in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)]
+
+
 def singles():
     """Names of machines from the least memory to the most, one GPU to eight and TPU slices."""
     gpus = [f"{family}-{count}" for family in GPUS for count in (1, 2, 4, 8)]
