@@ -10,7 +10,7 @@ import pytest
 
 from jaxllm import settings
 from jaxllm.config import ConfigError
-from jaxllm.scaling import adapt, changes, estimate, machines, search, share
+from jaxllm.scaling import adapt, changes, estimate, machines, memory, search, share, work
 from jaxllm.training import setup
 from tests import runs
 
@@ -221,6 +221,18 @@ def test_the_command_names_the_smallest_machine_that_holds_each_way():
     }
     assert size["qlora"] <= size["lora"] < size["full"] == size["scratch"]
     assert data["verdict"][0] == "lora"
+
+
+def test_a_run_writes_its_plan_beside_what_it_measured(tmp_path):
+    config = runs.config({"steps": 2, "validate.every": 0})
+    assert runs.train(config, tmp_path) == 0
+    found = runs.summary(tmp_path)["plan"]
+    vocab = json.loads((tmp_path / "config.json").read_text())["model"].get("vocab") or 259
+    own = share.describe(config, 1, "cpu", vocab)
+    assert found["planned"]["flops"] == work.products(own).total
+    assert found["planned"]["memory_bytes"] == round(memory.of(own).total)
+    assert found["planned"]["compiled_bytes"] > 4 * sum(map(own.stored, own.infos))
+    assert found["measured"]["step_s"] > 0
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(tmp_path):

@@ -141,6 +141,24 @@ def _gpus(name, family, number, slices):
     return Machine(name, family, DEVICES[GPUS[family]], number, shape, nodes, "")
 
 
+def here(device, platform, count, slices):
+    """The `Machine` of devices that are there.
+
+    Args:
+        device: `devices.Device`.
+        platform: "tpu" or "gpu".
+        count: devices.
+        slices: that they are in.
+    """
+    if platform == "gpu":
+        shape = (min(count, GPUS_PER_NODE),)
+        return Machine("here", "", device, count, shape, -(-count // GPUS_PER_NODE), "")
+    shapes = _CUBES if device.torus == 3 else _SQUARES
+    each = count // slices
+    shape = tuple(int(side) for side in shapes.get(each, f"{each}x1").split("x"))
+    return Machine("here", "", device, count, shape, slices, "here")
+
+
 def names():
     """All names of slices, and GPUs as single nodes."""
     tpus = [f"{f}-{chips * tpu.counts}" for f, tpu in TPUS.items() for chips in tpu.shapes]

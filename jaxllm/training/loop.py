@@ -9,6 +9,7 @@ import jax
 from jaxllm import sharding
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.scaling.flops import train_flops_per_token
+from jaxllm.training import drift
 from jaxllm.training.validate import validate
 
 
@@ -59,6 +60,7 @@ class Loop:
         self.pending = []  # (step, skipped) of steps not yet looked at
         self.clock, self.clock_step = time.perf_counter(), 0
         self.train_metrics, self.validation, self.speed = {}, {}, {}
+        self.planned = None  # of a step, once it is compiled; see `drift`
 
     def fit(self, state, step_fn, peak=None, sample=None):
         """Trains from `state` to the last step, or until asked to stop.
@@ -206,6 +208,12 @@ class Loop:
             for group, metrics in groups.items()
             for name, value in metrics.items()
         } | named
+
+    def beside_plan(self):
+        """What was planned and what was measured, for the summary; None before compiling."""
+        if self.planned is None:
+            return None
+        return {"planned": self.planned, "measured": drift.measured(self.run, self.speed)}
 
     def meta(self):
         """What a checkpoint says of itself besides its arrays."""

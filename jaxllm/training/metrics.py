@@ -133,13 +133,14 @@ class RunLog:
         if not quiet:
             print(f"step {self._count(step)}  {message}", flush=True)
 
-    def finish(self, status, final, error=""):
+    def finish(self, status, final, error="", plan=None):
         """Writes summary.json and the end of the run for TensorBoard; a second call does nothing.
 
         Args:
             status: one of STATUSES.
             final: {"validation/loss": value, ...}; they win over the last ones that were logged.
             error: message of the exception, if there was one.
+            plan: {"planned", "measured"}, see `drift`; None where the step was never compiled.
 
         Raises:
             ValueError: unknown status.
@@ -151,7 +152,7 @@ class RunLog:
                 return
             self.finished = True
             final = self.last | final
-            self._write_summary(status, final, error)
+            self._write_summary(status, final, error, plan)
             self.tensorboard.finish(status, self.step, final)
             words = f"session ended: {status}" + (f", {error}" if error else "")
             self.event(self.step, words, quiet=True)
@@ -176,7 +177,7 @@ class RunLog:
         if kind == "validation":
             self.recorded[step] = line
 
-    def _write_summary(self, status, final, error):
+    def _write_summary(self, status, final, error, plan=None):
         summary = {
             "status": status,
             "final": final,
@@ -186,7 +187,7 @@ class RunLog:
             "wall_s": time.perf_counter() - self.started,
             "versions": versions(),
             "error": error,
-        }
+        } | ({"plan": plan} if plan else {})
         jsonl.write_atomic(self.workdir / "summary.json", jsonl.encode(summary, indent=1) + "\n")
 
     def _count(self, step):

@@ -12,7 +12,7 @@ import jax
 
 from jaxllm.config import ConfigError
 from jaxllm.scaling import devices
-from jaxllm.training import announce, hosts, processes, setup
+from jaxllm.training import announce, drift, hosts, processes, setup
 from jaxllm.training.arrays import MismatchError
 from jaxllm.training.checkpoint import Checkpoints
 from jaxllm.training.lock import RunLock
@@ -117,6 +117,7 @@ def _train(run, workdir, lock, stop, stack, notes, started):
             checkpoints.save(0, state, loop.meta())
         with stop.phase("compile"):
             compiled = compiling.result()
+        loop.planned = drift.planned(run, compiled)
         peak, how = peak_of(run.mesh)
         if processes.is_first():
             print(announce.page(run, compiled, notes, newest, peak, how, started), flush=True)
@@ -153,7 +154,7 @@ def end_in_order(go, loop, stop, checkpoints, log):
             status, error = "failed", error or f"{type(problem).__name__}: {problem}"
             raise
         finally:
-            log.finish(status, loop.final(), error)
+            log.finish(status, loop.final(), error, loop.beside_plan())
     return status
 
 

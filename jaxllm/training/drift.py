@@ -1,0 +1,47 @@
+"""A run's plan beside what came of it: memory, time and MFU, for summary.json."""
+
+from jaxllm.scaling import devices, estimate, machines, memory, share, work
+
+
+def planned(run, compiled):
+    """Returns what was to be expected of a step on these devices.
+
+    Args:
+        run: `setup.Run`.
+        compiled: the compiled step.
+
+    Returns:
+        {"memory_bytes": of a device, by closed form, "flops": of a step on a device,
+        "compiled_bytes": arguments and temporaries, by the compiler; on devices whose speed is
+        known "step_s" and "mfu", each {"hidden", "exposed"}}.
+    """
+    device, count = run.mesh.devices.flat[0], run.mesh.size
+    own = share.describe(run.config, count, device.platform, run.model.config.vocab)
+    found = {
+        "memory_bytes": round(memory.of(own).total),
+        "flops": work.products(own).total,
+    }
+    said = compiled.memory_analysis()
+    if said is not None:
+        found["compiled_bytes"] = said.argument_size_in_bytes + said.temp_size_in_bytes
+    known = devices.find(device.device_kind)
+    if known:
+        machine = machines.here(known, device.platform, count, run.mesh.shape["slice"])
+        plan = estimate.estimate(own, machine)
+        times = {name: getattr(plan.times, name) for name in ("hidden", "exposed")}
+        found["step_s"] = times
+        found["mfu"] = {name: plan.mfu(seconds, "palm") for name, seconds in times.items()}
+    return found
+
+
+def measured(run, speed):
+    """Returns what was measured: the devices' own peak where they tell it, the last speed.
+
+    Args:
+        run: `setup.Run`.
+        speed: {"step_s", "mfu"} as last logged, or {}.
+    """
+    stats = run.mesh.local_devices[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    found = {name: speed[name] for name in ("step_s", "mfu") if name in speed}
+    return found | ({"memory_bytes": peak} if peak else {})
