@@ -29,6 +29,7 @@ FITTED = {
     "7b light": ("v4-128", "llama", "7b", 4, "model.remat=light"),
     "7b dots": ("v4-128", "llama", "7b", 4, "model.remat=dots"),
     "7b tensor 4": ("v4-128", "llama", "7b", 4, "mesh.tensor=4"),
+    "7b stage 4": ("v4-128", "llama", "7b", 4, "mesh.stage=4 model.pipeline_pieces=4"),
     "7b seq 8": (
         *("v4-128", "llama", "7b", 0.5),
         "mesh.seq=8 data.length=32768 model.positions=32768",

@@ -131,10 +131,14 @@ def _in_layers(share):
     heads = _heads(share, c.heads)
     use = _MLP_ARRAYS * _mlp_width(share) + _STREAM_ARRAYS * c.width + _HEAD_ARRAYS * heads
     ring = _RING_ARRAYS * heads * 4 if share.shape["seq"] > 1 else 0
+    gathered = _WEIGHTS_AT_ONCE * _largest(share) * b
+    if share.shape["stage"] > 1:  # all of a stage's, once; their gradients, of a tick and in all
+        layers = sum(share.used(p) for p in share.infos if p.startswith("layers/"))
+        gathered = layers * (2 * b + 4)
     return _sums(share) | {
-        "kept": share.tokens * kept_per_token(share) * c.layers,
+        "kept": share.tokens * kept_per_token(share) * c.layers / (1 - share.bubble),
         "in use": share.tokens * (use * b + ring + _score_bytes(share, 8 + b)),
-        "gathered": _WEIGHTS_AT_ONCE * _largest(share) * b,
+        "gathered": gathered,
     }
 
 
