@@ -12,7 +12,7 @@ import sys
 import tempfile
 
 from jaxllm import settings
-from jaxllm.scaling import compiled, estimate, machines, share, topology
+from jaxllm.scaling import compiled, estimate, machines, topology
 from jaxllm.training import ahead, setup
 
 # name: (machine, family, size, rows a chip, settings)
@@ -70,8 +70,7 @@ def measure(name, folder):
     )
     setup.check_program(config, machine.count)
     vocab = setup.vocabulary(config)
-    own = share.describe(config, machine.count, machine.platform, vocab)
-    found = estimate.estimate(own, machine)
+    found = estimate.of(config, machine, vocab)
     devices = topology.tpu_devices(machine.topology)
     program = ahead.compile_step(config, devices, folder, vocab)
     read = compiled.read(program, found)

@@ -31,7 +31,6 @@ from jaxllm.scaling import (
     page,
     plot,
     search,
-    share,
     topology,
 )
 from jaxllm.training import ahead, setup
@@ -68,9 +67,7 @@ def main(file, overrides):
     def plan(more=()):
         config, notes = cli.load_config(file, [*fields, *overrides, *more])
         setup.check_program(config, machine.count)
-        vocab = setup.vocabulary(config)
-        own = share.describe(config, machine.count, machine.platform, vocab)
-        return estimate.estimate(own, machine), notes
+        return _estimate(config, machine), notes
 
     found, notes = plan()
     data, text = page.as_dict(found, found.share.config.plan), page.as_text(found)
@@ -81,7 +78,9 @@ def main(file, overrides):
     if f.compile:
         own, needed = _compile(found, f["dump-hlo"].value)
         fits = needed <= machine.device.hbm_bytes
-        data["compiled"] = compiled.as_dict(own, found) if own else {"needed": needed}
+        data["compiled"] = (
+            compiled.as_dict(own) | {"mfu": compiled.mfu(own, found)} if own else {"needed": needed}
+        )
         text += "\n\n" + (page.compiled_text(own, found) if own else page.no_room(needed, found))
     if f.adapt:
         ways, rule = _adapt(found, file, [*fields, *overrides], f.tokens, f.budget)
@@ -109,6 +108,11 @@ def main(file, overrides):
     return 0 if fits else 1
 
 
+def _estimate(config, machine):
+    """The `estimate.Estimate` of a completed config on a machine."""
+    return estimate.of(config, machine, setup.vocabulary(config))
+
+
 def _sizes(found, file, overrides):
     """The same batch on all sizes of the machine's family that it divides over: [Estimate]."""
     sizes = []
@@ -119,8 +123,7 @@ def _sizes(found, file, overrides):
             setup.check_program(config, machine.count)
         except ConfigError:
             continue
-        own = share.describe(config, machine.count, machine.platform, setup.vocabulary(config))
-        sizes.append(estimate.estimate(own, machine))
+        sizes.append(_estimate(config, machine))
     return sizes
 
 
@@ -137,9 +140,7 @@ def _adapt(found, file, overrides, tokens, budget):
         machine = machines.find(name)
         rows = [(f"{part}.batch", str(machine.count)) for part in ("data", "validate")]
         other = cli.load_config(file, [*overrides, *least, *rows])[0]
-        vocab = setup.vocabulary(other)
-        own = share.describe(other, machine.count, machine.platform, vocab)
-        known.append(estimate.estimate(own, machine))
+        known.append(_estimate(other, machine))
 
     def smallest(way):
         fitting = (
@@ -187,12 +188,12 @@ def _compile(found, folder=""):
             program = ahead.compile_step(config, devices, where, setup.vocabulary(config))
         except ahead.DoesNotFitError as error:
             return {"needed": error.needed + found.memory.arguments}
-        return compiled.to_json(compiled.read(program, found))
+        return compiled.as_dict(compiled.read(program, found))
 
     data = ahead.remembered(config, f"{machine.topology} x {machine.slices}", make, folder)
     if "needed" in data:
         return None, data["needed"]
-    own = compiled.from_json(data)
+    own = compiled.from_dict(data)
     return own, own.peak
 
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import math
-import subprocess
 import sys
 
 import pytest
@@ -25,15 +24,11 @@ def planned(topology="v4-128", slices=1, file=SEVEN_B, **fields):
     config, _ = settings.load(file, pairs, setup.KINDS)
     machine = machines.find(topology, slices)
     setup.check_program(config, machine.count)
-    own = share.describe(config, machine.count, machine.platform, setup.vocabulary(config))
-    return estimate.estimate(own, machine)
+    return estimate.of(config, machine, setup.vocabulary(config))
 
 
 def command(*arguments, file=SEVEN_B):
-    words = [sys.executable, "-m", "jaxllm.plan", f"--config={file}", *arguments]
-    return subprocess.run(
-        words, cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True, timeout=120
-    )
+    return runs.call([sys.executable, "-m", "jaxllm.plan", f"--config={file}", *arguments])
 
 
 def test_the_command_prints_a_page_and_says_whether_it_fits():

@@ -1,8 +1,8 @@
 """What a compiled step says of itself: memory, what fills it, FLOPs, the wire, cycles."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jaxllm.scaling import buffers, hlo, links
+from jaxllm.scaling import buffers, flops, hlo, links
 
 
 class Compiled(NamedTuple):
@@ -75,29 +75,30 @@ def read(program, found):
     )
 
 
-def as_dict(read_, found) -> dict[str, Any]:
+def as_dict(own):
     """A `Compiled` as plain data."""
-    data = read_._asdict()
+    data = own._asdict()
     data["wire"] = [
         dict(axes=axes, kind=kind, asynchronous=hidden, bytes=size)
-        for (axes, kind, hidden), size in read_.wire.items()
+        for (axes, kind, hidden), size in own.wire.items()
     ]
-    data["buffers"] = [buffer._asdict() for buffer in read_.buffers]
-    data["mfu"] = {
-        name: {how: found.mfu(getattr(read_, how), name) for how in ("hidden", "exposed")}
-        for name in ("palm", "causal")
-    }
-    return data
+    return data | {"buffers": [buffer._asdict() for buffer in own.buffers]}
 
 
-def to_json(own):
-    """A `Compiled` as what json can write, for `from_json`."""
-    wire = [[*key, size] for key, size in own.wire.items()]
-    return own._asdict() | {"wire": wire, "buffers": [list(buffer) for buffer in own.buffers]}
-
-
-def from_json(data):
-    """The inverse of `to_json`."""
-    wire = {(axes, kind, hidden): size for axes, kind, hidden, size in data["wire"]}
-    made = [buffers.Buffer(*buffer) for buffer in data["buffers"]]
+def from_dict(data):
+    """The inverse of `as_dict`."""
+    wire = {(w["axes"], w["kind"], w["asynchronous"]): w["bytes"] for w in data["wire"]}
+    made = [buffers.Buffer(**buffer) for buffer in data["buffers"]]
     return Compiled(**data | {"wire": wire, "buffers": made})
+
+
+def mfu(own, found):
+    """{convention: {"hidden", "exposed"}}: utilisation of a `Compiled` step.
+
+    Args:
+        found: `estimate.Estimate` of the same step.
+    """
+    return {
+        name: {how: found.mfu(getattr(own, how), name) for how in ("hidden", "exposed")}
+        for name in flops.CONVENTIONS
+    }

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from jaxllm.scaling import counts, flops, links, memory, work
+from jaxllm.scaling.share import describe
 
 # What part of its peak a device's matrix unit reaches in a plain product of these sizes, by the
 # TPU compiler's own estimate (experiments/LOG.md); what GPUs reach in published runs.
@@ -19,8 +20,6 @@ class Times(NamedTuple):
         kernels: attention.
         passes: over activations and the optimizer's state, bound by memory.
         wire: {mesh axes: seconds}.
-        hidden: the step, where all that is sent is hidden behind computing.
-        exposed: the step, where none of it is.
     """
 
     matrices: float
@@ -87,8 +86,16 @@ class Estimate(NamedTuple):
         return self.share.config.steps * seconds / 3600
 
 
-def estimate(share, machine):
-    """Returns the `Estimate` of a `share.Share` on a `machines.Machine`."""
+def of(config, machine, vocab):
+    """Returns the `Estimate` of a completed ConfigDict on a `machines.Machine`.
+
+    Args:
+        vocab: size of the tokenizer's vocabulary, where the model does not say.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+    share = describe(config, machine.count, machine.platform, vocab)
     products, wire = work.products(share), work.wire(share)
     return Estimate(
         share,

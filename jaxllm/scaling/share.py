@@ -65,14 +65,15 @@ class Share(NamedTuple):
         """Numbers of a parameter that this device stores."""
         return _part(self.infos[path].shape, self.specs[path], self.shape)
 
+    def gathered(self, path):
+        """Mesh axes that a parameter is gathered over when it is used."""
+        parts = zip(self.infos[path].axes, tuple(self.specs[path]), strict=False)
+        return jax.tree.leaves([names for axis, names in parts if axis in sharding.GATHERED])
+
     def used(self, path):
         """Numbers of a parameter that this device computes with, once gathered."""
-        info, spec = self.infos[path], self.specs[path]
-        own = [
-            None if axis in sharding.GATHERED else names
-            for axis, names in zip(info.axes, _padded(spec, len(info.axes)), strict=True)
-        ]
-        return _part(info.shape, own, self.shape)
+        devices = (self.shape[name] for name in self.gathered(path))
+        return self.stored(path) * math.prod(devices)
 
 
 def describe(config, count, platform, vocab):
@@ -122,8 +123,7 @@ def _opt_bytes(config, infos, rules, mesh):
     placed = functools.partial(sharding.spec, rules=rules, mesh=mesh)
     sizes = jax.tree.map(
         lambda leaf, names: (
-            leaf.dtype.itemsize
-            * _part(leaf.shape, placed([n or "" for n in names], leaf.shape), mesh.shape)
+            leaf.dtype.itemsize * _part(leaf.shape, placed(names, leaf.shape), mesh.shape)
         ),
         state,
         axes,
@@ -137,7 +137,3 @@ def _part(shape, spec, mesh):
     for names in jax.tree.leaves(tuple(spec)):
         size //= mesh[names]
     return size
-
-
-def _padded(spec, rank):
-    return tuple(spec) + (None,) * (rank - len(spec))

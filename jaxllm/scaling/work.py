@@ -12,7 +12,6 @@ from jaxllm.models import moe
 from jaxllm.models.splash import LANES
 from jaxllm.objectives import lm
 from jaxllm.scaling.flops import keys_seen
-from jaxllm.sharding import GATHERED
 
 KERNEL_BLOCK = 512  # queries and keys a block of a kernel: it skips masked blocks, not entries
 
@@ -173,13 +172,6 @@ class Wire(NamedTuple):
             found[kind] = found.get(kind, 0) + size
         return found
 
-    def by_axis(self):
-        """{mesh axes: bytes}."""
-        found = {}
-        for (axes, _), size in self.parts.items():
-            found[axes] = found.get(axes, 0) + size
-        return found
-
 
 def wire(share):
     """Returns the `Wire` of a `Share`."""
@@ -203,10 +195,8 @@ def _weights(share, add):
     """Gathering weights and scattering their gradients; sums over what they are not split over."""
     passes = share.micro if share.shape["stage"] == 1 else 1
     for path, info in share.infos.items():
-        spec = tuple(share.specs[path]) + (None,) * len(info.axes)
-        split = jax.tree.leaves(spec)  # a part is None, a name, or several
-        by_axis = zip(info.axes, spec, strict=False)
-        gathered = jax.tree.leaves([names for axis, names in by_axis if axis in GATHERED])
+        split = jax.tree.leaves(tuple(share.specs[path]))  # a part is None, a name, or several
+        gathered = share.gathered(path)
         narrow = info.multiplies or info.is_table
         width = share.width if narrow else 4
         if gathered:

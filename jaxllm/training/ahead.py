@@ -1,5 +1,6 @@
 """Compiling a run's step ahead of time, for devices that need not be there."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -66,18 +67,19 @@ def remembered(config, machine, make, folder=""):
     if folder:
         write_programs(folder)
         return make(folder)
-    global _scratch
-    if _scratch is None:  # the compiler reads where to write to once
-        _scratch = tempfile.TemporaryDirectory()
-        write_programs(_scratch.name)
-    data = make(_scratch.name)
+    data = make(_scratch().name)
     if config.runtime.compile_cache:
         place.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(data))
     return data
 
 
-_scratch = None
+@functools.cache
+def _scratch():
+    """A temporary directory that the compiler writes to; it reads which but once."""
+    folder = tempfile.TemporaryDirectory()
+    write_programs(folder.name)
+    return folder
 
 
 def write_programs(folder):

@@ -16,21 +16,21 @@ def planned(run, compiled):
         known "step_s" and "mfu", each {"hidden", "exposed"}}.
     """
     device, count = run.mesh.devices.flat[0], run.mesh.size
-    own = share.describe(run.config, count, device.platform, run.model.config.vocab)
-    found = {
-        "memory_bytes": round(memory.of(own).total),
-        "flops": work.products(own).total,
-    }
+    vocab, known = run.model.config.vocab, devices.find(device.device_kind)
+    if known:
+        machine = machines.here(known, device.platform, count, run.mesh.shape["slice"])
+        plan = estimate.of(run.config, machine, vocab)
+        held, products = plan.memory, plan.products
+        times = {name: getattr(plan.times, name) for name in ("hidden", "exposed")}
+        mfu = {name: plan.mfu(seconds, "palm") for name, seconds in times.items()}
+        found = {"step_s": times, "mfu": mfu}
+    else:
+        own = share.describe(run.config, count, device.platform, vocab)
+        held, products, found = memory.of(own), work.products(own), {}
+    found |= {"memory_bytes": round(held.total), "flops": products.total}
     said = compiled.memory_analysis()
     if said is not None:
         found["compiled_bytes"] = said.argument_size_in_bytes + said.temp_size_in_bytes
-    known = devices.find(device.device_kind)
-    if known:
-        machine = machines.here(known, device.platform, count, run.mesh.shape["slice"])
-        plan = estimate.estimate(own, machine)
-        times = {name: getattr(plan.times, name) for name in ("hidden", "exposed")}
-        found["step_s"] = times
-        found["mfu"] = {name: plan.mfu(seconds, "palm") for name, seconds in times.items()}
     return found
 
 

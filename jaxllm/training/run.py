@@ -117,9 +117,9 @@ def _train(run, workdir, lock, stop, stack, notes, started):
             checkpoints.save(0, state, loop.meta())
         with stop.phase("compile"):
             compiled = compiling.result()
-        loop.planned = drift.planned(run, compiled)
         peak, how = peak_of(run.mesh)
         if processes.is_first():
+            loop.planned = drift.planned(run, compiled)
             print(announce.page(run, compiled, notes, newest, peak, how, started), flush=True)
         with watchdog:
             return loop.fit(state, compiled, peak, make_sampler(run))[1]

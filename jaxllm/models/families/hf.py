@@ -74,7 +74,7 @@ def from_hf(data):
             f"Known: {', '.join(TYPES)}."
         )
     family, defaults = TYPES[kind]
-    values, notes = {"family": family, "size": "", **defaults}, []
+    values = {"family": family, "size": "", **defaults}
     for ours, theirs in {**_NEEDED, **_OPTIONAL}.items():
         found = [data[name] for name in theirs if data.get(name) is not None]
         if found:
@@ -94,7 +94,7 @@ def from_hf(data):
     if data.get("query_pre_attn_scalar"):
         values["query_scale"] = data["query_pre_attn_scalar"] ** -0.5
     scaling, left_out = _rope_scaling(data.get("rope_scaling") or {})
-    return values | scaling, notes + left_out
+    return values | scaling, left_out
 
 
 def _number(name, value):
