@@ -20,6 +20,7 @@ from jaxllm.training.setup import KINDS
 
 # Wrong settings or input: not worth a restart, so a supervisor can tell them from a crash.
 CONFIG_STATUS = 2
+INTERRUPTED_STATUS = 130  # as shells have it, of a command that does not catch SIGINT itself
 EXPECTED_ERRORS = (ConfigError, DataError, TokenizerError, LockError, flags.Error)
 
 
@@ -46,6 +47,9 @@ def run(doc, define_flags, main):
     except EXPECTED_ERRORS as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(CONFIG_STATUS)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
     sys.exit(status)
 
 
@@ -66,6 +70,11 @@ def start(config):
     ranges.check(config)
     host.keep_freed_memory()
     use_compile_cache(config.runtime.compile_cache)
+    present_cores(config)
+
+
+def present_cores(config):
+    """Has jax present a CPU's cores as the devices that a config asks for, or as many as pay."""
     if config.runtime.cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.runtime.cpu_devices)
     elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

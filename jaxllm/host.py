@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import math
 import os
+import pathlib
 
 # Numbers of glibc's mallopt(3) parameters.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -23,6 +24,14 @@ def keep_freed_memory():
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_TOP_PAD, 64 * 2**20)
+
+
+def memory_bytes():
+    """Memory of this machine, or what its container may have of it."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        found = min(found, int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
+    return found
 
 
 def useful_devices(config):

@@ -2,13 +2,14 @@
 
     python -m jaxllm.plan --config=configs/NAME.py --topology=v4-128 [--compile] [--search] [--json]
 
---topology names the machine: v4-128, v5e-256, v4:4x4x4, h100-8, …; --slices how many of them.
+--topology names the machine: v4-128, v5e-256, v4:4x4x4, h100-8, …; --slices how many of them. Left
+out, it is this one: its GPUs or TPUs, or its cores, whose speed is measured.
 Nothing is read and, without --compile, nothing compiled: closed forms, for a model of any size.
 --compile has the TPU's own compiler make the real step (pip install -r requirements-tpu.txt; no
-TPU is needed), and says what it says; --dump-hlo=DIR keeps the program. --search tries meshes,
-micro-batches and remat, compiles the best --best=N of them and prints the line to paste.
---hf=FILE takes the model from a Hugging Face config.json. --adapt compares ways to adapt the model
-to --tokens=N of data within --budget=MONEY. --plot=FILE.png draws memory and time against the
+TPU is needed), or this machine's, and says what it says; --dump-hlo=DIR keeps the program. --search
+tries meshes, micro-batches and remat, compiles the best --best=N of them and prints the line to
+paste. --hf=FILE takes the model from a Hugging Face config.json. --adapt compares ways to adapt the
+model to --tokens=N of data within --budget=MONEY. --plot=FILE.png draws memory and time against the
 number of devices, or a search's layouts (pip install -r requirements-plot.txt).
 
 Exit status: 0 it fits; 1 it does not; 2 a setting is wrong.
@@ -17,9 +18,10 @@ Exit status: 0 it fits; 1 it does not; 2 a setting is wrong.
 import json
 import pathlib
 
+import jax
 from absl import flags
 
-from jaxllm import cli
+from jaxllm import cli, host
 from jaxllm.config import ConfigError
 from jaxllm.models.families.hf import from_hf
 from jaxllm.scaling import (
@@ -38,7 +40,7 @@ from jaxllm.training import ahead, setup
 
 def define_flags():
     """Defines the command's flags."""
-    flags.DEFINE_string("topology", None, "the machine, such as v4-128 or h100-8", required=True)
+    flags.DEFINE_string("topology", "", "the machine, such as v4-128 or h100-8; else this one")
     flags.DEFINE_integer("slices", 1, "TPU slices, joined by the data-centre network")
     flags.DEFINE_string("hf", "", "a Hugging Face config.json that the model is taken from")
     flags.DEFINE_bool("json", False, "print one JSON object")
@@ -55,32 +57,29 @@ def define_flags():
 def main(file, overrides):
     """Prints the plan."""
     f = flags.FLAGS
-    machine = machines.find(f.topology, f.slices)
-    if not machine.topology and (f.compile or (f.search and f["best"].present and f.best)):
-        raise ConfigError(
-            f"--compile is for TPUs: no compiler is here for {machine.name}.\n"
-            "  Leave --compile out (of a search with --best=0), or try --topology=v4-128."
-        )
-
     fields, left_out = _hf_fields(f.hf) if f.hf else ([], [])
+    best = f.best if f.search else 0
+    folder = ahead.write_programs(f["dump-hlo"].value) if f.compile or best else ""
+    machine = _machine(file, [*fields, *overrides])
+    if f.compile or (best and f["best"].present):
+        _check_compiler(machine)
 
     def plan(more=()):
         config, notes = cli.load_config(file, [*fields, *overrides, *more])
         setup.check_program(config, machine.count)
-        return _estimate(config, machine), notes
+        left_out.extend(note for note in notes if note not in left_out)
+        return estimate.of(config, machine, setup.vocabulary(config))
 
-    found, notes = plan()
+    found = plan()
     data, text = page.as_dict(found, found.share.config.plan), page.as_text(found)
     if f.hf:
         data["sizes"], words = page.sizes(found.share.infos)
         text += "\n\n" + words
     fits, needed = found.fits, found.memory.total
     if f.compile:
-        own, needed = _compile(found, f["dump-hlo"].value)
+        own, needed = _compile(found, folder, keep=bool(f["dump-hlo"].value))
         fits = needed <= machine.device.hbm_bytes
-        data["compiled"] = (
-            compiled.as_dict(own) | {"mfu": compiled.mfu(own, found)} if own else {"needed": needed}
-        )
+        data["compiled"] = compiled.with_mfu(own, found) if own else {"needed": needed}
         text += "\n\n" + (page.compiled_text(own, found) if own else page.no_room(needed, found))
     if f.adapt:
         ways, rule = _adapt(found, file, [*fields, *overrides], f.tokens, f.budget)
@@ -88,29 +87,50 @@ def main(file, overrides):
         text += "\n\n" + page.ways_text(ways, rule, found)
         fits = any(way.fits for way in ways)
     if f.search:
-        tried, own = _search(found, lambda more: plan(more)[0], f.best if machine.topology else 0)
+        tried, own = _search(found, plan, best if _has_compiler(machine) else 0, folder)
         data["search"] = [page.layout_dict(one) for one in search.pareto(tried)]
         text += "\n\n" + page.search_text(tried, own)
         fits = any(one.fits for one in tried)
         if f.plot:
             plot.pareto(tried, search.pareto(tried), f.plot)
     elif not fits and not f.adapt:
-        change = changes.smallest(lambda more: plan(more)[0], found, needed)
-        data["smallest_change"] = change
+        data["smallest_change"] = change = changes.smallest(plan, found, needed)
         text += "\n\n" + page.change_text(change)
     if f.plot and not f.search:
         plot.against_devices(_sizes(found, file, [*fields, *overrides]), f.plot)
-    print(
-        json.dumps(data, indent=1)
-        if f.json
-        else "\n".join([*map("note: {}".format, [*notes, *left_out]), text])
-    )
+    notes = "".join(f"note: {note}\n" for note in left_out)
+    print(json.dumps(data, indent=1) if f.json else notes + text)
     return 0 if fits else 1
 
 
-def _estimate(config, machine):
-    """The `estimate.Estimate` of a completed config on a machine."""
-    return estimate.of(config, machine, setup.vocabulary(config))
+def _machine(file, overrides):
+    """The `machines.Machine` that is asked for, or this one."""
+    f = flags.FLAGS
+    if f.topology:
+        return machines.find(f.topology, f.slices)
+    config = cli.load_config(file, overrides)[0]
+    host.keep_freed_memory()  # as a run does, or what is measured is slower
+    cli.present_cores(config)
+    machine = machines.here(jax.devices(), config.mesh.slice)
+    if machine is None:
+        raise ConfigError(
+            f"what {jax.devices()[0].device_kind!r} can do is not known.\n  Name a machine that is "
+            "like it: --topology=h100-8."
+        )
+    return machine
+
+
+def _has_compiler(machine):
+    """Whether a step can be compiled for a machine: any TPU slice, and what is here."""
+    return bool(machine.topology) or machine.name == "here"
+
+
+def _check_compiler(machine):
+    if not _has_compiler(machine):
+        raise ConfigError(
+            f"--compile is for TPUs and for this machine: no compiler is here for {machine.name}."
+            "\n  Leave --compile out (of a search with --best=0), or try --topology=v4-128."
+        )
 
 
 def _sizes(found, file, overrides):
@@ -123,7 +143,7 @@ def _sizes(found, file, overrides):
             setup.check_program(config, machine.count)
         except ConfigError:
             continue
-        sizes.append(_estimate(config, machine))
+        sizes.append(estimate.of(config, machine, setup.vocabulary(config)))
     return sizes
 
 
@@ -140,7 +160,7 @@ def _adapt(found, file, overrides, tokens, budget):
         machine = machines.find(name)
         rows = [(f"{part}.batch", str(machine.count)) for part in ("data", "validate")]
         other = cli.load_config(file, [*overrides, *least, *rows])[0]
-        known.append(_estimate(other, machine))
+        known.append(estimate.of(other, machine, setup.vocabulary(other)))
 
     def smallest(way):
         fitting = (
@@ -164,11 +184,11 @@ def _hf_fields(file):
     return [(f"model.{name}", str(value)) for name, value in values.items()], notes
 
 
-def _search(found, plan, best):
+def _search(found, plan, best, folder):
     """Returns ([`search.Layout`], the fastest that fits first, the best compiled; the config's)."""
 
     def compile_one(layout):
-        return _compile(layout.found)
+        return _compile(layout.found, folder)
 
     own = search.Layout((), found, None, found.memory.total)
     tried = search.layouts(plan, found)
@@ -178,19 +198,29 @@ def _search(found, plan, best):
     return tried, own
 
 
-def _compile(found, folder=""):
-    """Compiles a step; returns (`compiled.Compiled`, or None without room, bytes it needs)."""
-    machine, config = found.machine, found.share.config
-    devices = topology.tpu_devices(machine.topology, machine.slices)
+def _compile(found, folder, keep=False):
+    """Compiles a step; returns (`compiled.Compiled`, or None without room, bytes it needs).
 
-    def make(where):
+    Args:
+        found: `estimate.Estimate`.
+        folder: as `ahead.write_programs` returned.
+        keep: whether it is wanted for what is written to it: then nothing is looked up.
+    """
+    machine, config = found.machine, found.share.config
+    if machine.topology:
+        devices = topology.tpu_devices(machine.topology, machine.slices)
+    else:
+        devices = jax.devices()
+
+    def make():
         try:
-            program = ahead.compile_step(config, devices, where, setup.vocabulary(config))
+            program = ahead.compile_step(config, devices, folder, setup.vocabulary(config))
         except ahead.DoesNotFitError as error:
             return {"needed": error.needed + found.memory.arguments}
         return compiled.as_dict(compiled.read(program, found))
 
-    data = ahead.remembered(config, f"{machine.topology} x {machine.slices}", make, folder)
+    words = f"{devices[0].device_kind} {machine.topology} {machine.count} {machine.slices}"
+    data = make() if keep else ahead.remembered(config, words, make)
     if "needed" in data:
         return None, data["needed"]
     own = compiled.from_dict(data)

@@ -5,11 +5,23 @@ import json
 import math
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxllm import settings
 from jaxllm.config import ConfigError
-from jaxllm.scaling import adapt, changes, estimate, machines, memory, search, share, work
+from jaxllm.scaling import (
+    adapt,
+    changes,
+    estimate,
+    machines,
+    memory,
+    search,
+    share,
+    traced,
+    work,
+)
 from jaxllm.training import setup
 from tests import runs
 
@@ -57,7 +69,7 @@ def test_json_says_the_same_as_the_library():
         (["--topology=v4-128", "--config.data.batch=250"], "Try --config.data.batch=256"),
         (["--topology=v4-128", "--config.model.layer=2"], "layers"),
         (["--topology=v4-128", "--slices=0"], "--slices=1"),
-        ([], "topology"),
+        (["--topology=h100-8", "--compile"], "no compiler is here for h100-8"),
     ],
 )
 def test_what_is_wrong_is_said_as_in_training(arguments, says):
@@ -230,6 +242,47 @@ def test_a_run_writes_its_plan_beside_what_it_measured(tmp_path):
     assert found["measured"]["step_s"] > 0
 
 
+def test_without_a_topology_it_is_this_machine_and_remat_saves_its_memory_too():
+    """On a CPU: FLOPs as the compiler counts them, Muon's own among them; memory within 15 %."""
+    sizes = ["model.vocab=66", "data.length=64", "runtime.cpu_devices=2", "runtime.compile_cache="]
+    words = [f"--config.{field}" for field in sizes]
+    compiled = {}
+    for remat in ("none", "full"):
+        done = command(
+            *words, f"--config.model.remat={remat}", "--compile", "--json",
+            file="configs/shakespeare_char.py",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        data = json.loads(done.stdout)
+        own, kinds = data["compiled"], data["flops"]["a_step_and_device"]
+        assert kinds["optimizer"] > 0
+        assert own["flops"] == pytest.approx(sum(kinds.values()), rel=1e-3)
+        assert own["peak"] == pytest.approx(data["memory"]["total"], rel=0.15)
+        assert any("jaxllm/models" in buffer["line"] for buffer in own["buffers"])
+        compiled[remat] = own["temporaries"]
+    assert compiled["full"] < compiled["none"] / 1.7
+
+
+def test_products_of_any_traced_function_are_counted():
+    """A product of [2, 3] and [3, 5] is 60 FLOPs; in a loop of 7, 420."""
+    a, b = jax.ShapeDtypeStruct((2, 3), "float32"), jax.ShapeDtypeStruct((3, 5), "float32")
+
+    def repeated(a, b):
+        return jax.lax.fori_loop(
+            0, 7, lambda _, x: x + jax.jit(jnp.matmul)(a, b), jnp.zeros((2, 5))
+        )
+
+    assert traced.product_flops(jnp.matmul, a, b) == 60
+    assert traced.product_flops(repeated, a, b) == 420
+    assert traced.product_flops(jnp.add, a, a) == 0
+
+    def until(a, b):
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x + a @ b, jnp.zeros((2, 5)))
+
+    with pytest.raises(ValueError, match="loop"):
+        traced.product_flops(until, a, b)
+
+
 def test_a_plot_without_matplotlib_says_what_to_install(tmp_path):
     file = tmp_path / "plan.png"
     done = command("--topology=v4-128", f"--plot={file}")
@@ -284,7 +337,7 @@ def test_the_compiler_agrees_with_the_closed_form(tmp_path):
     own = data["compiled"]
     counted = sum(
         data["flops"]["a_step_and_device"][name]
-        for name in ("useful", "again", "attention", "bubble")
+        for name in ("useful", "again", "attention", "bubble", "optimizer")
     )
     assert own["flops"] == pytest.approx(counted, rel=0.02)
     # So small a model lives partly in the chip's near memory: only its state is compared here.

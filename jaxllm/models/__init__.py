@@ -63,8 +63,9 @@ def for_platform(c, platform, length, devices=1):
     """Returns the config with what is left to the backend filled in.
 
     XLA's CPU backend copies the stacked residuals of a scan; without one a step takes two thirds of
-    the time. Deep models stay scanned, since compile time grows with what is unrolled. What is best
-    for products, `layers.flat_product` says.
+    the time. Deep models stay scanned, since compile time grows with what is unrolled, and so do
+    those with remat: unrolled, that backend finds what is computed again and keeps it instead.
+    What is best for products, `layers.flat_product` says.
 
     Args:
         c: resolved configuration.
@@ -75,7 +76,7 @@ def for_platform(c, platform, length, devices=1):
     Raises:
         ConfigError: a kernel that does not run there.
     """
-    short = platform == "cpu" and c.layers <= UNROLL_ON_CPU
+    short = platform == "cpu" and c.layers <= UNROLL_ON_CPU and c.remat == "none"
     unroll = c.unroll or (c.layers if short else 1)
     products = {"auto": "flat" if platform == "cpu" else "direct"}.get(c.products, c.products)
     kernel = attention.choose(c, length, platform, devices)

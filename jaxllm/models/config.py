@@ -104,7 +104,7 @@ class ModelConfig:
     # What the backward pass computes again: none; dots (all but products); light (norms,
     # activations, positions; no kernel); full.
     remat: str = "none"
-    unroll: int = 0  # layers an iteration of the layer scan; 0: all of up to 8 on a CPU, else 1
+    unroll: int = 0  # layers a turn of the scan; 0: 1, on a CPU without remat up to 8
     pipeline_pieces: int = 0  # that a device's rows go through the stages in; 0: one row each
     pipeline_rounds: int = 1  # how often a piece goes round the stages; more: smaller bubble
     products: str = "auto"  # flat: of two plain matrices, as a CPU has it; direct; auto

@@ -77,7 +77,7 @@ def seconds(way, found):
     times, products = found.times, found.products
     if way in ("scratch", "full"):
         return times.exposed
-    part = (products.counted - products.useful / 3) / products.counted
+    part = 1 - (products.useful / 3 + products.optimizer) / products.counted
     wire = found.wire.by_kind()
     both = sum(wire.values())
     sent = (

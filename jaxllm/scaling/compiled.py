@@ -2,14 +2,15 @@
 
 from typing import NamedTuple
 
-from jaxllm.scaling import buffers, flops, hlo, links
+from jaxllm.scaling import buffers, flops, hlo, links, memory
 
 
 class Compiled(NamedTuple):
     """Numbers of a compiled program, on each device.
 
     Attributes:
-        arguments, temporaries, peak: bytes; what is given away is in arguments alone.
+        arguments, temporaries, peak: bytes; what is given away is in arguments alone, what
+            libraries allocate in the peak.
         flops: of products, loops counted; not of kernels written by hand.
         recomputed: the part of them beyond what forward and backward pass need.
         wire: {(mesh axes, kind, whether it goes on while the device computes): bytes}.
@@ -41,7 +42,7 @@ def read(program, found):
         program: an object with `text`, `assignment`, `memory`, `seconds`.
         found: `estimate.Estimate` of the same step.
     """
-    costs, memory = hlo.costs(program.text), program.memory
+    costs, said = hlo.costs(program.text), program.memory
     machine, shape = found.machine, found.share.shape
     wire = {}
     for sent, size in costs.sent.items():
@@ -57,12 +58,13 @@ def read(program, found):
         if clock and costs.cycles
         else found.times.computing
     )
-    useful = found.products.useful + found.products.attention
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    useful = found.products.useful + found.products.attention + found.products.optimizer
+    arguments, temporaries = said.argument_size_in_bytes, said.temp_size_in_bytes
+    scratch = round(memory.SCRATCH[machine.platform] * temporaries)
     return Compiled(
         arguments,
         temporaries,
-        arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        arguments + temporaries + scratch + said.output_size_in_bytes - said.alias_size_in_bytes,
         costs.matmul_flops,
         1 - useful / costs.matmul_flops if costs.matmul_flops else 0.0,
         wire,
@@ -92,13 +94,14 @@ def from_dict(data):
     return Compiled(**data | {"wire": wire, "buffers": made})
 
 
-def mfu(own, found):
-    """{convention: {"hidden", "exposed"}}: utilisation of a `Compiled` step.
+def with_mfu(own, found):
+    """A `Compiled` as plain data, with "mfu": {convention: {"hidden", "exposed"}}.
 
     Args:
         found: `estimate.Estimate` of the same step.
     """
-    return {
+    mfu = {
         name: {how: found.mfu(getattr(own, how), name) for how in ("hidden", "exposed")}
         for name in flops.CONVENTIONS
     }
+    return as_dict(own) | {"mfu": mfu}

@@ -1,10 +1,13 @@
 """What devices can do: FLOP/s, memory, links, by jax's name for the device."""
 
+import functools
 import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxllm import host
 
 GB, GIB = 10**9, 2**30
 
@@ -112,14 +115,34 @@ def peak_flops(device):
     return found.peak_flops, f"bfloat16 peak of {device.device_kind}, {found.source}"
 
 
+@functools.cache
+def cpu(count):
+    """The `Device` that each of `count` is that a CPU's cores are presented as; speeds measured."""
+    device = jax.local_devices(backend="cpu")[0]
+    speed = measure_memory(device) / count
+    memory = host.memory_bytes() // count
+    source = "measured here, in float32"
+    return Device(measure_cpu(device) / count, memory, speed, speed / 2, 0, speed / 2, 0.0, source)
+
+
 def measure_cpu(device, seconds=0.2, size=1024):
     """FLOP/s of the fastest of several `size` x `size` float32 products within `seconds`."""
     matrix = jax.device_put(jnp.ones((size, size), jnp.float32), device)
-    product = jax.jit(jnp.matmul)
-    product(matrix, matrix).block_until_ready()  # compiles
+    return 2 * size**3 / _fastest(jax.jit(jnp.matmul), (matrix, matrix), seconds)
+
+
+def measure_memory(device, seconds=0.2, size=2**26):
+    """Bytes a second that a device reads and writes while it negates `size` bytes of float32."""
+    array = jax.device_put(jnp.ones(size // 4, jnp.float32), device)
+    return 2 * size / _fastest(jax.jit(jnp.negative), (array,), seconds)
+
+
+def _fastest(function, arguments, seconds):
+    """Seconds of the fastest of several calls within so many."""
+    function(*arguments).block_until_ready()  # compiles
     fastest, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        product(matrix, matrix).block_until_ready()
+        function(*arguments).block_until_ready()
         fastest = min(fastest, time.perf_counter() - start)
-    return 2 * size**3 / fastest
+    return fastest

@@ -17,7 +17,7 @@ def speeds(machine, shape):
 
     Source: the costs of collectives in Austin et al. 2025, How to Scale Your Model, part 3.
     """
-    if machine.topology:
+    if machine.platform == "tpu":
         return _on_torus(machine, shape)
     return _on_nodes(machine, shape)
 

@@ -5,6 +5,7 @@ import re
 from typing import NamedTuple
 
 from jaxllm.config import ConfigError, near
+from jaxllm.scaling import devices
 from jaxllm.scaling.devices import DEVICES, GB, GIB, Device
 
 # Shapes of the slices that can be had, by their number of chips.
@@ -56,7 +57,8 @@ class Machine(NamedTuple):
         count: devices, over all slices.
         shape: chips along each side of a slice's torus; of GPUs (devices a node,).
         slices: how many slices or nodes are joined by the data-centre network.
-        topology: what `topology.tpu_devices` takes; "" where it is no TPU.
+        platform: jax's name of it: "tpu", "gpu" or "cpu".
+        topology: what `topology.tpu_devices` takes; "" where it is no TPU slice to be rented.
     """
 
     name: str
@@ -65,12 +67,8 @@ class Machine(NamedTuple):
     count: int
     shape: tuple
     slices: int
+    platform: str
     topology: str
-
-    @property
-    def platform(self):
-        """jax's name of the platform."""
-        return "tpu" if self.topology else "gpu"
 
     @property
     def wraps(self):
@@ -125,7 +123,7 @@ def _tpu(name, family, shape, slices):
             f"  Try --topology={family}:{next(iter(TPUS[family].shapes.values()))}."
         )
     count = math.prod(sides) * slices
-    return Machine(name, family, device, count, sides, slices, f"{family}:{shape}")
+    return Machine(name, family, device, count, sides, slices, "tpu", f"{family}:{shape}")
 
 
 def _gpus(name, family, number, slices):
@@ -138,25 +136,35 @@ def _gpus(name, family, number, slices):
             f"  Try --topology={family}-{nodes * GPUS_PER_NODE}."
         )
     shape = (min(number, GPUS_PER_NODE),)
-    return Machine(name, family, DEVICES[GPUS[family]], number, shape, nodes, "")
+    return Machine(name, family, DEVICES[GPUS[family]], number, shape, nodes, "gpu", "")
 
 
-def here(device, platform, count, slices):
-    """The `Machine` of devices that are there.
+def here(found, slices=1):
+    """The `Machine` of devices that are there, or None where what they can do is not known.
 
     Args:
-        device: `devices.Device`.
-        platform: "tpu" or "gpu".
-        count: devices.
+        found: all of them, as in jax.devices().
         slices: that they are in.
     """
+    platform, count = found[0].platform, len(found)
+    if platform == "cpu":
+        return Machine("here", "cpu", devices.cpu(count), count, (count,), 1, "cpu", "")
+    device = devices.find(found[0].device_kind)
+    if device is None:
+        return None
     if platform == "gpu":
-        shape = (min(count, GPUS_PER_NODE),)
-        return Machine("here", "", device, count, shape, -(-count // GPUS_PER_NODE), "")
+        shape, nodes = (min(count, GPUS_PER_NODE),), -(-count // GPUS_PER_NODE)
+        return Machine("here", _family(device), device, count, shape, nodes, platform, "")
     shapes = _CUBES if device.torus == 3 else _SQUARES
     each = count // slices
     shape = tuple(int(side) for side in shapes.get(each, f"{each}x1").split("x"))
-    return Machine("here", "", device, count, shape, slices, "here")
+    return Machine("here", _family(device), device, count, shape, slices, platform, "")
+
+
+def _family(device):
+    """The name that a device is rented by, or "" where it is not among ours."""
+    kinds = {family: tpu.kind for family, tpu in TPUS.items()} | GPUS
+    return next((family for family, kind in kinds.items() if DEVICES[kind] == device), "")
 
 
 def names():

@@ -107,8 +107,8 @@ def _machine_words(machine):
     slices = f"{machine.slices} of " if machine.slices > 1 else ""
     return (
         f"{machine.name}: {machine.count} devices ({slices}{grid}), each "
-        f"{device.peak_flops / 1e12:.0f} TFLOP/s, {memory_words(device.hbm_bytes)} at "
-        f"{device.hbm_bytes_per_s / GB:,.0f} GB/s"
+        f"{device.peak_flops / 1e12:.3g} TFLOP/s, {memory_words(device.hbm_bytes)} at "
+        f"{device.hbm_bytes_per_s / GB:,.4g} GB/s"
     )
 
 
@@ -125,8 +125,8 @@ def _parameter_words(found):
 def _token_words(tokens, config):
     ratio = tokens["run"] / tokens["chinchilla"]
     return (
-        f"{tokens['step']:,} a step, {tokens['run'] / 1e9:,.2f}e9 in {config.steps:,} steps: "
-        f"{ratio:.2f} x the {tokens['chinchilla'] / 1e9:,.1f}e9 of Chinchilla (20 a parameter)"
+        f"{tokens['step']:,} a step, {tokens['run']:.3g} in {config.steps:,} steps: "
+        f"{ratio:.2f} x the {tokens['chinchilla']:.3g} of Chinchilla (20 a parameter)"
     )
 
 
@@ -176,7 +176,8 @@ def _time_lines(plan, found):
                 f"{one['hours']:,.1f} h, {one['device_hours']:,.0f} device hours{money}",
             )
         )
-    lines.append(("", f"prices of {plan['prices_of']}: config.plan.prices"))
+    if plan["hidden"]["cost"] is not None:
+        lines.append(("", f"prices of {plan['prices_of']}: config.plan.prices"))
     return lines
 
 
@@ -210,7 +211,11 @@ def compiled_text(own, found):
     """
     memory, machine = found.memory, found.machine
     lines = [
-        ("compiled", f"in {own.seconds:.0f} s for {machine.topology}; closed form in brackets"),
+        (
+            "compiled",
+            f"in {own.seconds:.0f} s for {machine.topology or machine.platform}; closed form in "
+            "brackets",
+        ),
         (
             "memory, GB",
             f"{own.arguments / GB:.3f} arguments ({memory.arguments / GB:.3f}), "

@@ -78,8 +78,8 @@ def meshes(found):
     a row over `seq` where it is long; experts over `expert` where there are any.
     """
     machine, c = found.machine, found.share.c
-    each = machine.count // machine.slices if machine.topology else machine.count
-    slices = machine.slices if machine.topology else 1
+    slices = machine.slices if machine.platform == "tpu" else 1
+    each = machine.count // slices
     long = found.share.config.data.length >= _LONG
     result = []
     for tensor in _divisors(each, min(_MOST_TENSOR, c.heads)):

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxllm import models, optim, sharding, trees
 from jaxllm.models import pipeline
 from jaxllm.models.families import model_config
+from jaxllm.optim.matrices import is_hidden_matrix
+from jaxllm.scaling import traced
 
 
 class Share(NamedTuple):
@@ -30,6 +32,7 @@ class Share(NamedTuple):
         stream: of them that it holds between two parts of a layer: its part along `tensor`.
         specs: {path: PartitionSpec} of the parameters.
         opt_bytes: of the optimizer's state on this device.
+        opt_flops: of the optimizer's own products on this device, such as Muon's.
     """
 
     config: Any
@@ -42,6 +45,7 @@ class Share(NamedTuple):
     stream: int
     specs: dict
     opt_bytes: int
+    opt_flops: float
 
     @property
     def micro(self):
@@ -107,12 +111,12 @@ def describe(config, count, platform, vocab):
         tokens,
         tokens // shape["tensor"],
         sharding.param_specs(infos, rules.params, mesh),
-        _opt_bytes(config, infos, rules.optimizer, mesh),
+        *_optimizer(config, infos, rules.optimizer, mesh),
     )
 
 
-def _opt_bytes(config, infos, rules, mesh):
-    """Bytes of the optimizer's state on a device."""
+def _optimizer(config, infos, rules, mesh):
+    """(Bytes of the optimizer's state, FLOPs of its own products) on a device."""
     schedule = optim.make_schedule(config.schedule, config.steps)
     tx = optim.make_optimizer(config.optim, schedule, infos)
     params = trees.unflatten(
@@ -128,7 +132,13 @@ def _opt_bytes(config, infos, rules, mesh):
         state,
         axes,
     )
-    return sum(jax.tree.leaves(sizes))
+    flops = traced.product_flops(tx.update, params, state, params)
+    if flops:  # of hidden matrices, each where its state is
+        specs = sharding.param_specs(infos, rules, mesh)
+        matrices = [(info.shape, specs[p]) for p, info in infos.items() if is_hidden_matrix(info)]
+        here = sum(_part(shape, spec, mesh.shape) for shape, spec in matrices)
+        flops *= here / sum(math.prod(shape) for shape, _ in matrices)
+    return sum(jax.tree.leaves(sizes)), flops
 
 
 def _part(shape, spec, mesh):

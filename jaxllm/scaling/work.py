@@ -26,6 +26,7 @@ class Products(NamedTuple):
         kernel: of attention where a hand-written kernel computes it, its recomputing included; a
             compiler counts none of it.
         bubble: what a pipeline computes while it has nothing to do.
+        optimizer: of the optimizer's own products, such as Muon's.
     """
 
     useful: float
@@ -33,11 +34,12 @@ class Products(NamedTuple):
     attention: float
     kernel: float
     bubble: float
+    optimizer: float
 
     @property
     def counted(self):
         """What a compiler counts."""
-        return self.useful + self.again + self.attention + self.bubble
+        return self.useful + self.again + self.attention + self.bubble + self.optimizer
 
     @property
     def total(self):
@@ -64,6 +66,7 @@ def products(share):
         attention=3 * scores + 2 * turned,
         kernel=kernel / (1 - share.bubble),
         bubble=idle * in_layers,
+        optimizer=share.opt_flops,
     )
 
 

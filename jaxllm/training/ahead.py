@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -45,52 +46,57 @@ class DoesNotFitError(RuntimeError):
         self.needed, self.room = needed, room
 
 
-def remembered(config, machine, make, folder=""):
-    """Returns make(folder), or what it returned before for the same config, machine and code.
+def write_programs(folder=""):
+    """Has the compiler write what it makes to a folder; call it before jax touches a device.
+
+    The text of some programs, such as those for a v5p, cannot be had from jax, nor where their
+    arrays lie.
 
     Args:
-        config: completed ConfigDict; `runtime.compile_cache` says where it is remembered.
-        machine: words that name it.
-        make: function of a folder that the compiler writes to -> what json can write.
-        folder: where its programs are to be kept; "" for nowhere, and only then is anything looked
-            up.
+        folder: where to; "" for a temporary one.
+
+    Returns:
+        `folder`, or the temporary one, which goes when the process ends.
     """
-    versions = [importlib.metadata.version(name) for name in ("jax", "libtpu")]
-    sources = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
-    key = hashlib.sha256("\n".join([setup.config_json(config), machine, *versions]).encode())
-    for source in sources:
-        key.update(source.read_bytes())
-    place = pathlib.Path(config.runtime.compile_cache or ".").expanduser() / "plans"
-    file = place / f"{key.hexdigest()[:32]}.json"
-    if config.runtime.compile_cache and not folder and file.is_file():
-        return json.loads(file.read_text())
-    if folder:
-        write_programs(folder)
-        return make(folder)
-    data = make(_scratch().name)
-    if config.runtime.compile_cache:
-        place.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(data))
-    return data
-
-
-@functools.cache
-def _scratch():
-    """A temporary directory that the compiler writes to; it reads which but once."""
-    folder = tempfile.TemporaryDirectory()
-    write_programs(folder.name)
-    return folder
-
-
-def write_programs(folder):
-    """Has the compiler write what it makes to a folder; call it before anything is compiled.
-
-    The text of some programs, such as those for a v5p, cannot be had from jax.
-    """
+    folder = folder or _scratch().name
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} --xla_dump_hlo_as_text "
         "--xla_dump_hlo_module_re=jit_step"
     )
+    return folder
+
+
+@functools.cache
+def _scratch():
+    """A temporary directory."""
+    return tempfile.TemporaryDirectory()
+
+
+def remembered(config, machine, make):
+    """Returns make(), or what it returned before for the same config, machine and code.
+
+    Args:
+        config: completed ConfigDict; `runtime.compile_cache` says where it is remembered.
+        machine: words that name it.
+        make: function -> what json can write.
+    """
+    if not config.runtime.compile_cache:
+        return make()
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
+    if importlib.util.find_spec("libtpu"):
+        versions.append(importlib.metadata.version("libtpu"))
+    sources = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
+    key = hashlib.sha256("\n".join([setup.config_json(config), machine, *versions]).encode())
+    for source in sources:
+        key.update(source.read_bytes())
+    place = pathlib.Path(config.runtime.compile_cache).expanduser() / "plans"
+    file = place / f"{key.hexdigest()[:32]}.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    data = make()
+    place.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(data))
+    return data
 
 
 def compile_step(config, devices, folder, vocab):

@@ -1,6 +1,6 @@
 """A run's plan beside what came of it: memory, time and MFU, for summary.json."""
 
-from jaxllm.scaling import devices, estimate, machines, memory, share, work
+from jaxllm.scaling import estimate, machines, memory, share, work
 
 
 def planned(run, compiled):
@@ -15,17 +15,17 @@ def planned(run, compiled):
         "compiled_bytes": arguments and temporaries, by the compiler; on devices whose speed is
         known "step_s" and "mfu", each {"hidden", "exposed"}}.
     """
-    device, count = run.mesh.devices.flat[0], run.mesh.size
-    vocab, known = run.model.config.vocab, devices.find(device.device_kind)
-    if known:
-        machine = machines.here(known, device.platform, count, run.mesh.shape["slice"])
+    vocab = run.model.config.vocab
+    machine = machines.here(list(run.mesh.devices.flat), run.mesh.shape["slice"])
+    if machine:
         plan = estimate.of(run.config, machine, vocab)
         held, products = plan.memory, plan.products
         times = {name: getattr(plan.times, name) for name in ("hidden", "exposed")}
         mfu = {name: plan.mfu(seconds, "palm") for name, seconds in times.items()}
         found = {"step_s": times, "mfu": mfu}
     else:
-        own = share.describe(run.config, count, device.platform, vocab)
+        platform = run.mesh.devices.flat[0].platform
+        own = share.describe(run.config, run.mesh.size, platform, vocab)
         held, products, found = memory.of(own), work.products(own), {}
     found |= {"memory_bytes": round(held.total), "flops": products.total}
     said = compiled.memory_analysis()
