@@ -28,6 +28,7 @@ FITTED = {
     "7b full": ("v4-128", "llama", "7b", 4, ""),
     "7b light": ("v4-128", "llama", "7b", 4, "model.remat=light"),
     "7b dots": ("v4-128", "llama", "7b", 4, "model.remat=dots"),
+    "7b offload": ("v4-128", "llama", "7b", 4, "model.remat=offload"),
     "7b tensor 4": ("v4-128", "llama", "7b", 4, "mesh.tensor=4"),
     "7b stage 4": ("v4-128", "llama", "7b", 4, "mesh.stage=4 model.pipeline_pieces=4"),
     "7b seq 8": (
@@ -39,6 +40,7 @@ FITTED = {
     "13b full": ("v5e-256", "llama", "13b", 2, ""),
     "13b light": ("v6e-64", "llama", "13b", 2, "model.remat=light"),
     "70b full": ("v5p-256", "llama", "70b", 2, ""),
+    "70b offload": ("v5p-256", "llama", "70b", 2, "model.remat=offload"),
     "70b light tensor 4": ("v5p-256", "llama", "70b", 2, "model.remat=light mesh.tensor=4"),
     "gemma2 2b": ("v5e-32", "gemma2", "2b", 2, ""),
     "qwen3 1.7b dots": ("v4-32", "qwen3", "1.7b", 4, "model.remat=dots"),
@@ -54,6 +56,8 @@ UNSEEN = {
         *("v5p-64", "llama", "3.1-8b", 0.5),
         "mesh.seq=4 data.length=16384 model.remat=light",
     ),
+    "8b offload": ("v6e-16", "llama", "3.1-8b", 4, "model.remat=offload"),
+    "13b offload": ("v5e-256", "llama", "13b", 2, "model.remat=offload"),
     "gpt2 xl micro 2": ("v6e-4", "gpt2", "xl", 4, "data.length=1024 step.micro_batches=2"),
 }
 

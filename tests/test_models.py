@@ -146,7 +146,7 @@ def test_first_loss_is_that_of_a_uniform_guess(key):
         assert abs(loss - math.log(1000)) < 0.1
 
 
-@pytest.mark.parametrize("remat", ["dots", "light", "full"])
+@pytest.mark.parametrize("remat", ["dots", "light", "full", "offload"])
 def test_remat_changes_no_gradient(key, remat):
     batch = ragged_batch()
     keys = jax.random.split(key, len(batch["tokens"]))

@@ -134,8 +134,8 @@ def test_what_does_not_fit_gets_the_smallest_change_that_does():
 
     change = changes.smallest(again, found, found.memory.total)
     assert change["settings"] == [["model.remat", "full"]] and again(change["settings"]).fits
-    # By a compiler that needs twice as much, one change is no longer enough.
-    tight = changes.smallest(again, found, 6 * found.memory.total)
+    # By a compiler that needs far more, one change is no longer enough.
+    tight = changes.smallest(again, found, 9 * found.memory.total)
     assert tight is None or len(tight["settings"]) > 1
     done = command(
         "--topology=v4-128", *(f"--config.{n.replace('__', '.')}={v}" for n, v in fields.items())

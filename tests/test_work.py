@@ -31,6 +31,7 @@ SIZES = {
 PROGRAMS = {
     "full": ("fsdp 4", {"model.remat": "full"}),
     "none": ("fsdp 4", {"model.remat": "none"}),
+    "offload": ("fsdp 4", {"model.remat": "offload"}),
     "light": ("fsdp 4", {"model.remat": "light"}),
     "dots": ("fsdp 2 x tensor 2", {"model.remat": "dots"}),
     "tensor": ("fsdp 2 x tensor 4", {"model.remat": "full"}),

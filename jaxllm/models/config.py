@@ -12,7 +12,7 @@ CHOICES = {
     "rope_scaling": ("none", "linear", "llama3"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
     "dtype": ("float32", "bfloat16", "float16"),
-    "remat": ("none", "dots", "light", "full"),
+    "remat": ("none", "dots", "light", "full", "offload"),
     "products": ("auto", "flat", "direct"),
 }
 
@@ -102,7 +102,8 @@ class ModelConfig:
 
     attention: str = "auto"  # kernel; a key of models.attention.ATTENTION
     # What the backward pass computes again: none; dots (all but products); light (norms,
-    # activations, positions; no kernel); full.
+    # activations, positions; no kernel); full; offload (full, and what it keeps, the layers'
+    # inputs, waits in the host's memory).
     remat: str = "none"
     unroll: int = 0  # layers a turn of the scan; 0: 1, on a CPU without remat up to 8
     pipeline_pieces: int = 0  # that a device's rows go through the stages in; 0: one row each

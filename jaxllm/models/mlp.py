@@ -12,7 +12,7 @@ def put_apart(c):
     A TPU's compiler chooses badly, where all is computed again, which product the activation's
     backward pass goes into: 2 % of a whole step's cycles (experiments/LOG.md).
     """
-    return c.gated and c.products == "direct" and c.remat == "full"
+    return c.gated and c.products == "direct" and c.remat in ("full", "offload")
 
 
 class Mlp(nnx.Module):

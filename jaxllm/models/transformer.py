@@ -26,7 +26,7 @@ from jaxllm.models.mlp import Mlp
 from jaxllm.models.moe import Moe
 from jaxllm.sharding import wire
 
-INPUT = "input"  # name of a layer's input, for a pipeline's backward pass
+INPUT = "input"  # name of a layer's input
 
 
 def _all_but_gathered(primitive, *_, **params):
@@ -42,6 +42,12 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "light": jax.checkpoint_policies.save_only_these_names(KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 # Standard deviation of the logits at the start: small, so that the first loss is ln(vocabulary).
@@ -248,6 +254,8 @@ class Transformer(nnx.Module):
         c = self.c
 
         def one(x_BTD, layer, windowed, sparse):
+            if c.remat == "offload":
+                x_BTD = checkpoint_name(x_BTD, INPUT)
             block = nnx.merge(graph, _gather_layers(context.gather, layer["weights"]))
             held, dropped = layer.get("cache"), layer.get("key")
             x_BTD, new, losses = block(
@@ -263,7 +271,7 @@ class Transformer(nnx.Module):
                 one, policy=REMAT[c.remat], static_argnums=(2, 3), prevent_cse=c.unroll >= layers
             )
 
-        def run_one(x_BTD, *rest):
+        def run_one(x_BTD, *rest):  # a pipeline's backward pass keeps what is named out here
             return one(checkpoint_name(x_BTD, INPUT), *rest)
 
         def several(x_BTD, stacked, first, count):

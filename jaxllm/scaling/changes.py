@@ -3,7 +3,7 @@
 from jaxllm.config import ConfigError
 
 # From what costs least time to what costs most.
-_REMAT = ("none", "light", "full")
+_REMAT = ("none", "light", "full", "offload")
 _MICRO = (1, 2, 4, 8, 16)
 
 
@@ -39,7 +39,9 @@ def smallest(plan, found, needed):
 def _choices(found):
     """All lists of up to three changes: remat, micro-batches, what is split."""
     c, config, shape = found.share.c, found.share.config, found.share.shape
-    later = _REMAT[_REMAT.index(c.remat) + 1 :] if c.remat in _REMAT else ("light", "full")
+    later = (
+        _REMAT[_REMAT.index(c.remat) + 1 :] if c.remat in _REMAT else ("light", "full", "offload")
+    )
     remats = [()] + [(("model.remat", name),) for name in later]
     micro = config.step.micro_batches
     pieces = [()] + [(("step.micro_batches", str(n)),) for n in _MICRO if n > micro]

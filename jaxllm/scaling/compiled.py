@@ -49,7 +49,7 @@ def read(program, found):
         key = "+".join(hlo.axes_of(sent.groups, shape)), sent.kind, sent.hidden
         wire[key] = wire.get(key, 0) + size
     wire = {key: size for key, size in wire.items() if key[0] and size > 0}
-    speeds, on_wire = links.speeds(machine, shape), 0.0
+    speeds, on_wire = links.speeds(machine, shape), found.times.wire.get("host", 0.0)
     for (axes, kind, _), size in wire.items():
         on_wire += links.time_over(axes.split("+"), kind, size, shape, speeds, machine.device)
     clock = machine.device.clock_hz

@@ -23,6 +23,7 @@ class Device(NamedTuple):
             all others of its node together.
         torus: dimensions of the grid that the links make; 0 where a switch joins a node's devices.
         network_bytes_per_s: one way, of a device: between slices, or between nodes.
+        host_bytes_per_s: one way; between a device and its host's memory.
         clock_hz: cycles a second, where a compiler counts in cycles; 0 where it does not.
         source: where the numbers are published.
     """
@@ -33,24 +34,27 @@ class Device(NamedTuple):
     link_bytes_per_s: float
     torus: int
     network_bytes_per_s: float
+    host_bytes_per_s: float
     clock_hz: float
     source: str
 
 
 # Memory and FLOP/s: the vendors pages. A TPU link: the published bandwidth of all its links,
-# halved for one way; a little less is reached (Austin et al. 2025, How to Scale Your Model).
+# halved for one way; a little less is reached (Austin et al. 2025, How to Scale Your Model, whose
+# number is also that of PCIe to the host). A GPU's PCIe: four fifths of 16 lanes.
 # Its clock: peak FLOP/s over what its matrix units do a cycle (2 x 128 x 128 each; v6e 256 x 256).
 _TPU = "Google Cloud TPU documentation, system architecture"
 _NVIDIA = "NVIDIA data sheet, dense"
 
 
 def _tpu(peak_flops, gib, hbm_gb_per_s, link_gb_per_s, torus, network_gb_per_s, clock_ghz, more=""):
-    speeds = (hbm_gb_per_s * 1e9, link_gb_per_s * 1e9, torus, network_gb_per_s * 1e9)
+    speeds = (hbm_gb_per_s * 1e9, link_gb_per_s * 1e9, torus, network_gb_per_s * 1e9, 15e9)
     return Device(peak_flops, gib * GIB, *speeds, clock_ghz * 1e9, _TPU + more)
 
 
-def _gpu(peak_flops, gb, hbm_gb_per_s, link_gb_per_s, network_gb_per_s, more=""):
-    speeds = (hbm_gb_per_s * 1e9, link_gb_per_s * 1e9, 0, network_gb_per_s * 1e9)
+def _gpu(peak_flops, gb, hbm_gb_per_s, link_gb_per_s, network_gb_per_s, more="", *, pcie=4):
+    host = {4: 25e9, 5: 50e9}[pcie]
+    speeds = (hbm_gb_per_s * 1e9, link_gb_per_s * 1e9, 0, network_gb_per_s * 1e9, host)
     return Device(peak_flops, gb * GB, *speeds, 0.0, _NVIDIA + more)
 
 
@@ -72,11 +76,11 @@ DEVICES = {
     "NVIDIA A100-SXM4-40GB": _gpu(312e12, 40, 1555, 300, 25),
     "NVIDIA A100-PCIE-40GB": _gpu(312e12, 40, 1555, 32, 12.5),
     "NVIDIA A100": _gpu(312e12, 80, 2039, 300, 25),
-    "NVIDIA H100": _gpu(989e12, 80, 3350, 450, 50, ", SXM"),
-    "NVIDIA H100 PCIe": _gpu(756e12, 80, 2000, 64, 25),
-    "NVIDIA H100 NVL": _gpu(835e12, 94, 3900, 64, 25),
-    "NVIDIA H200": _gpu(989e12, 141, 4800, 450, 50, ", SXM"),
-    "NVIDIA H200 NVL": _gpu(835e12, 141, 4800, 64, 25),
+    "NVIDIA H100": _gpu(989e12, 80, 3350, 450, 50, ", SXM", pcie=5),
+    "NVIDIA H100 PCIe": _gpu(756e12, 80, 2000, 64, 25, pcie=5),
+    "NVIDIA H100 NVL": _gpu(835e12, 94, 3900, 64, 25, pcie=5),
+    "NVIDIA H200": _gpu(989e12, 141, 4800, 450, 50, ", SXM", pcie=5),
+    "NVIDIA H200 NVL": _gpu(835e12, 141, 4800, 64, 25, pcie=5),
     "NVIDIA L4": _gpu(121e12, 24, 300, 32, 12.5),
     "NVIDIA L40S": _gpu(362e12, 48, 864, 32, 25),
 }
@@ -120,9 +124,17 @@ def cpu(count):
     """The `Device` that each of `count` is that a CPU's cores are presented as; speeds measured."""
     device = jax.local_devices(backend="cpu")[0]
     speed = measure_memory(device) / count
-    memory = host.memory_bytes() // count
-    source = "measured here, in float32"
-    return Device(measure_cpu(device) / count, memory, speed, speed / 2, 0, speed / 2, 0.0, source)
+    return Device(
+        peak_flops=measure_cpu(device) / count,
+        hbm_bytes=host.memory_bytes() // count,
+        hbm_bytes_per_s=speed,
+        link_bytes_per_s=speed / 2,
+        torus=0,
+        network_bytes_per_s=speed / 2,
+        host_bytes_per_s=speed / 2,
+        clock_hz=0.0,
+        source="measured here, in float32",
+    )
 
 
 def measure_cpu(device, seconds=0.2, size=1024):

@@ -20,7 +20,7 @@ class Times(NamedTuple):
         matrices: products of weights and activations.
         kernels: attention.
         passes: over activations and the optimizer's state, bound by memory.
-        wire: {mesh axes: seconds}.
+        wire: {mesh axes, or "host": seconds}.
     """
 
     matrices: float
@@ -116,6 +116,9 @@ def _times(share, machine, products, wire):
     for (axes, kind), size in wire.parts.items():
         seconds = links.time_over(axes.split("+"), kind, size, share.shape, speeds, device)
         on_wire[axes] = on_wire.get(axes, 0.0) + seconds
+    if share.offloads:  # there and back
+        both = 2 * share.micro * memory.offloaded_bytes(share)
+        on_wire["host"] = both / device.host_bytes_per_s
     return Times(
         matrices=products.counted / device.peak_flops / MATRIX_SHARE[share.platform],
         kernels=products.kernel / device.peak_flops / KERNEL_SHARE,

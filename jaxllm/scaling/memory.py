@@ -16,11 +16,13 @@ class Memory(NamedTuple):
         state: {"weights", "optimizer", "average"}: what stays between steps.
         step: {kind: bytes} of what a step needs besides, in the phase that needs most.
         phase: which that is: "layers", "head", "table", "update".
+        offloaded: bytes for each device in its host's memory, besides.
     """
 
     state: dict
     step: dict
     phase: str
+    offloaded: float
 
     @property
     def arguments(self):
@@ -46,7 +48,7 @@ def of(share):
         state["average"] = stored
     found = phases(share)
     phase = max(found, key=lambda name: sum(found[name].values()))
-    return Memory(state, found[phase], phase)
+    return Memory(state, found[phase], phase, offloaded_bytes(share))
 
 
 def phases(share):
@@ -83,11 +85,11 @@ def kept_per_token(share):
     stream, mlp = c.width / tensor * b, _mlp_width(share) * b
     heads, keys = (_heads(share, n) * b for n in (c.heads, c.kv_heads))
     ups = 2 if c.gated else 1
-    if c.remat == "full":
+    if share.remat == "full":
         return stream
-    if c.remat == "light":
+    if share.remat == "light":
         return 2 * stream + 2 * heads + 2 * keys + ups * mlp
-    if c.remat == "dots":
+    if share.remat == "dots":
         turned = heads + keys if work.rotates_by_product(c) else 0
         return 2 * stream + heads + 2 * keys + turned + ups * mlp
     if share.platform == "cpu":
@@ -96,6 +98,20 @@ def kept_per_token(share):
     # an MLP all that its activation and its products' gradients need.
     norms = _score_bytes(share, 4) + 2 * (3 if c.norm == "layer" else 2) * c.width / tensor * 4
     return norms + 5 * stream + 2 * heads + 2 * keys + (5 if c.gated else 6) * mlp
+
+
+_ON_THEIR_WAY = 3  # layers' inputs that are on the device while they go to the host and back
+
+
+def kept_bytes(share):
+    """Bytes of activations of all layers that wait on this device for the backward pass."""
+    layers = min(_ON_THEIR_WAY, share.c.layers) if share.offloads else share.c.layers
+    return share.tokens * kept_per_token(share) * layers / (1 - share.bubble)
+
+
+def offloaded_bytes(share):
+    """Bytes of activations that wait in the host's memory."""
+    return share.tokens * kept_per_token(share) * share.c.layers if share.offloads else 0
 
 
 def _score_bytes(share, each):
@@ -175,7 +191,7 @@ def _in_layers(share):
         gathered = layers * (2 * b + 4)
     in_use = _CPU_IN_USE[_on_cpu(share)] if share.platform == "cpu" else _IN_USE
     return _sums(share) | {
-        "kept": share.tokens * kept_per_token(share) * c.layers / (1 - share.bubble),
+        "kept": kept_bytes(share),
         "in use": share.tokens * (_bytes(share, in_use) + ring),
         "gathered": gathered,
     }
@@ -183,8 +199,9 @@ def _in_layers(share):
 
 def _on_cpu(share):
     """Remat or, where there is none, how the layers are run."""
-    c = share.c
-    return c.remat if c.remat != "none" else "unrolled" if c.unroll >= c.layers else "scanned"
+    if share.remat != "none":
+        return share.remat
+    return "unrolled" if share.c.unroll >= share.c.layers else "scanned"
 
 
 def _largest(share):
@@ -202,7 +219,7 @@ def _in_head(share):
     pieces, vocab = work.logit_pieces(share), c.vocab / share.shape["tensor"]
     head = c.vocab * c.width / share.shape["tensor"]
     return _sums(share) | {
-        "kept": share.tokens * kept_per_token(share) * c.layers,
+        "kept": kept_bytes(share),
         "logits": share.tokens / pieces * vocab * 4,
         "gathered": (_TABLES_AT_ONCE if c.tied else _HEADS_AT_ONCE) * head * b,
     }
@@ -210,9 +227,7 @@ def _in_head(share):
 
 def _in_table(share):
     """The end of the backward pass: the table's gradient, added up row by row in float32."""
-    c, b = share.c, share.width
-    size = share.used("embed")
-    return _sums(share) | {"gathered": size * (4 + b * (2 if c.tied else 1))}
+    return _sums(share) | {"gathered": share.used("embed") * (4 + 2 * share.width)}
 
 
 def _in_update(share):
@@ -226,7 +241,7 @@ def passes_bytes(share):
     c, b = share.c, share.width
     t = share.tokens * share.micro
     tensor = share.shape["tensor"]
-    again = 1 if c.remat in ("full", "dots", "light") else 0
+    again = 1 if share.remat in ("full", "dots", "light") else 0
     stream = c.width / tensor * (18 + 6 * again)
     heads = (c.heads + c.kv_heads) // tensor * c.head_width * (4 + 2 * again)
     mlp = _mlp_width(share) * (8 + 2 * again)

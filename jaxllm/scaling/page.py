@@ -33,6 +33,7 @@ def as_dict(found, prices):
             state=step.state,
             step=step.step,
             phase=step.phase,
+            offloaded=step.offloaded,
             total=step.total,
             device=machine.device.hbm_bytes,
             fits=found.fits,
@@ -140,6 +141,8 @@ def _memory_lines(found):
     share = memory.total / room
     total = f"{memory.total / GB:9.3f}  of {room / GB:.1f} a device ({share:.0%}): {words}"
     lines.append(("", total))
+    if memory.offloaded:
+        lines.append(("", f"{memory.offloaded / GB:9.3f}  in the host's memory, besides"))
     return [lines[0], *((("", text) for _, text in lines[1:]))]
 
 

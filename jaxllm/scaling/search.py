@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxllm.config import ConfigError
 
-REMATS = ("none", "light", "dots", "full")
+REMATS = ("none", "light", "dots", "full", "offload")
 _MOST_TENSOR, _MOST_STAGES = 16, 8
 _LONG = 8192  # tokens of a row from which splitting it is tried
 

@@ -53,6 +53,16 @@ class Share(NamedTuple):
         return self.config.step.micro_batches
 
     @property
+    def remat(self):
+        """What is computed again: "none", "dots", "light", "full"."""
+        return "full" if self.c.remat == "offload" else self.c.remat
+
+    @property
+    def offloads(self):
+        """Whether layers' inputs wait in the host's memory; a CPU's is the device's own."""
+        return self.c.remat == "offload" and self.platform != "cpu"
+
+    @property
     def width(self):
         """Bytes of a number that is computed with."""
         return jnp.dtype(self.c.dtype).itemsize

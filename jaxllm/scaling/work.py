@@ -79,7 +79,7 @@ def logit_pieces(share):
 
 def _layer_products(share):
     """Parameters of this device's layers that meet a token, and those that do so again."""
-    c, remat = share.c, share.c.remat
+    c, remat = share.c, share.remat
     met, again = 0.0, 0.0
     for path, info in share.infos.items():
         if not info.inputs or not path.startswith("layers/"):
@@ -130,7 +130,7 @@ def _attention(share):
     heads = c.heads // share.shape["tensor"] * width
     one = 2.0 * share.tokens * share.micro * heads * c.layers  # a product, a key
     if not kernel:
-        again = {"full": 2, "dots": 2, "light": 1, "none": 0}[c.remat]
+        again = {"full": 2, "dots": 2, "light": 1, "none": 0}[share.remat]
         return 2 * one * length, again * one * length, 0.0
     keys = (
         sum(keys_seen(length, c.window if c.is_windowed(i) else 0) for i in range(c.layers))
@@ -138,7 +138,7 @@ def _attention(share):
         + min(KERNEL_BLOCK, length) / 2
     )
     # Forward 2 products; backward 7, since scores are made for dq and for dk and dv; again 2.
-    passes = 9 + (2 if c.remat in ("full", "dots") else 0)
+    passes = 9 + (2 if share.remat in ("full", "dots") else 0)
     return 0.0, 0.0, passes * one * keys
 
 
@@ -154,7 +154,7 @@ def _rotary(share):
         return 0.0, 0.0
     heads = (c.heads + c.kv_heads) // share.shape["tensor"]
     one = 2.0 * share.tokens * share.micro * heads * c.head_width**2 * c.layers
-    return one, one if c.remat == "full" else 0.0
+    return one, one if share.remat == "full" else 0.0
 
 
 class Wire(NamedTuple):
@@ -225,7 +225,7 @@ def _streams(share, add):
     whole = t * c.width * share.width
     branches = 1 if c.parallel else 2
     more = 2 * branches - 1
-    again = {"full": more, "dots": more}.get(c.remat, branches)
+    again = {"full": more, "dots": more}.get(share.remat, branches)
     gathers = 2 * branches + min(again, branches)
     scatters = 2 * branches + max(again - branches, 0)
     layers = c.layers / (1 - share.bubble)
@@ -244,7 +244,7 @@ def _rings(share, add):
     heads = max(c.kv_heads // share.shape["tensor"], 1) * c.head_width
     size = 2 * share.tokens * share.micro * heads  # numbers
     forward = size * share.width * (n - 1)
-    again = forward if c.remat in ("full", "dots") else 0
+    again = forward if share.remat in ("full", "dots") else 0
     backward = size * (share.width + 4) * n
     layers = c.layers / (1 - share.bubble)
     add(("seq",), "collective-permute", (forward + again + backward) * layers)
@@ -256,7 +256,7 @@ def _experts(share, add):
     if n == 1 or not c.experts:
         return
     sparse = sum(c.has_experts(i) for i in range(c.layers))
-    t, redone = share.tokens * share.micro, c.remat == "full"
+    t, redone = share.tokens * share.micro, share.remat == "full"
     if c.capacity:
         length = share.config.data.length // share.shape["seq"]
         places = moe.capacity(c, length) * c.experts / length

@@ -111,6 +111,11 @@ def _check_layout(config, c, shape):
                 f"config.model.pipeline_pieces={pieces} does not divide the {rows} rows of "
                 f"{name}.batch that a device has.\n  Try --config.model.pipeline_pieces=0."
             )
+    if shape["stage"] > 1 and c.remat == "offload":
+        raise ConfigError(
+            "config.model.remat='offload' does not go with a pipeline (mesh.stage).\n"
+            "  Try --config.model.remat=full."
+        )
     if c.experts or shape["expert"] > 1:
         sharding.check_splits("model.experts", c.experts, shape, ("expert",))
     for name in ("heads", "mlp_width", *(["expert_width"] if c.experts else [])):
