@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "check",
     "empty_batch",
+    "make_sources",
     "open_split",
     "prepare",
     "texts",

@@ -1,0 +1,29 @@
+"""Every setting of jaxllm.prepare, with its unit; a corpus changes a few."""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg=None):
+    """A corpus of all text there is, cleaned with care for nothing but its form."""
+    del arg
+    c = ConfigDict()
+    c.workers = 2  # processes
+    c.bad_input = "skip"  # error, or skip: what cannot be read is counted and left out
+    # {name: source}; jaxllm.data.SOURCES has the kinds.
+    c.sources = ConfigDict()
+
+    # form: NFC, NFKC, …, "" for as it is; runs: spaces in a row within a line become one.
+    c.standardise = dict(form="NFC", mojibake=True, spaces=True, runs=False)
+    # keep: ISO 639 codes, () for all; threshold: least score; thresholds: {language: its own}.
+    c.language = dict(on=True, keep=("en",), threshold=0.5, thresholds=dict())
+    # {rule: its options}; jaxllm.corpus.quality.RULES has them.
+    c.quality = dict(gopher_quality=dict(), gopher_repetition=dict())
+    # near: by MinHash of `ngram` words, bands x rows; similarity: least part of them in common.
+    c.duplicates = dict(exact=True, near=True, ngram=5, bands=16, rows=7, similarity=0.65)
+    # Evaluation sets; a document with more than `most` of their n-grams of words is dropped.
+    c.decontaminate = dict(sources=dict(), ngram=13, most=0)
+    # off, mask or drop, where personal data is found; sources: {source: its own policy}.
+    c.privacy = dict(policy="mask", sources=dict())
+    c.tokenizer = dict(kind="sentencepiece", vocab_size=32_000)  # jaxllm.tokenizers
+    c.splits = dict(validation=0.01, test=0.01)  # part of the documents, by a hash of their text
+    return c

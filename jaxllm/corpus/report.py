@@ -1,0 +1,81 @@
+"""What a stage did to the documents of a shard, and the sum over shards."""
+
+import collections
+import time
+
+EXAMPLES = 5  # of each reason that are kept
+EXCERPT = 240  # characters of an example
+
+
+class Report:
+    """Counts of one stage.
+
+    Attributes:
+        documents, bytes: {"in", "out"}; bytes of UTF-8.
+        dropped: {reason: documents}.
+        changed: {what: documents}.
+        examples: {reason: [{"id", "text"}]}, the first few of each.
+        counts: {what: number}, of whatever else a stage counts.
+        seconds: of one core.
+    """
+
+    def __init__(self):
+        self.documents, self.bytes = collections.Counter(), collections.Counter()
+        self.dropped, self.changed = collections.Counter(), collections.Counter()
+        self.counts, self.examples, self.seconds = collections.Counter(), {}, 0.0
+
+    def drop(self, reason, document, shown=True):
+        """Counts a dropped document.
+
+        Args:
+            reason: a short class.
+            document: `Document`.
+            shown: whether its text may be shown.
+        """
+        self.dropped[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < EXAMPLES:
+            text = document.text[:EXCERPT] if shown else ""
+            examples.append({"id": document.id, "text": text})
+
+    def add(self, other):
+        """Adds another shard's report, after this one's."""
+        for name in ("documents", "bytes", "dropped", "changed", "counts"):
+            getattr(self, name).update(getattr(other, name))
+        for reason, examples in other.examples.items():
+            kept = self.examples.setdefault(reason, [])
+            kept += examples[: EXAMPLES - len(kept)]
+        self.seconds += other.seconds
+
+    def as_dict(self):
+        """The report as plain data."""
+        return {name: dict(v) if isinstance(v, dict) else v for name, v in vars(self).items()}
+
+
+def from_dict(data):
+    """The inverse of `Report.as_dict`."""
+    report = Report()
+    for name, value in data.items():
+        if isinstance(getattr(report, name), collections.Counter):
+            value = collections.Counter(value)
+        setattr(report, name, value)
+    return report
+
+
+def run(stage, documents):
+    """Runs a stage.
+
+    Args:
+        stage: function ([Document], Report) -> [Document].
+        documents: [Document].
+
+    Returns:
+        ([Document], Report).
+    """
+    report, start = Report(), time.process_time()
+    left = stage(documents, report)
+    report.seconds = time.process_time() - start
+    for name, some in (("in", documents), ("out", left)):
+        report.documents[name] = len(some)
+        report.bytes[name] = sum(len(document.text.encode()) for document in some)
+    return left, report
