@@ -2,6 +2,7 @@
 
 python -m jaxllm.train --config=configs/text.py:path=books/ --workdir=runs/books
 python -m jaxllm.train --config=configs/text.py:path=posts.jsonl.zst,kind=jsonl --workdir=runs/posts
+python -m jaxllm.train --config=configs/text.py:path=corpora/notes,kind=prepared --workdir=runs/n
 """
 
 from configs import base
@@ -15,7 +16,9 @@ def get_config(arg=None):
     c.data.sources = dict(main=dict(kind=arg.kind, path=arg.path, weight=1.0))
     c.data.update(batch=32, length=256)
     c.tokenizer = dict(kind=arg.tokenizer)
-    if arg.tokenizer == "sentencepiece":
+    if arg.kind == "prepared":  # by jaxllm.prepare, with its tokenizer
+        c.tokenizer = dict(kind="saved", path=arg.path)
+    elif arg.tokenizer == "sentencepiece":
         c.tokenizer = dict(kind="sentencepiece", vocab_size=arg.vocab)
     c.model.update(layers=6, width=384, heads=6, kv_heads=2, mlp_width=1024)
     c.optim = dict(kind="muon", adam_lr=3e-3, weight_decay=0.1, groups=dict())

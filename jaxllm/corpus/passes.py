@@ -33,7 +33,7 @@ from jaxllm.corpus import (
     standardise,
 )
 from jaxllm.corpus.documents import Document
-from jaxllm.data import shards
+from jaxllm.data import prepared, shards
 from jaxllm.data.errors import BadInput
 
 VERSION = 1  # of what the passes make; a higher one redoes all
@@ -63,9 +63,15 @@ class Corpus:
     Args:
         config: ConfigDict of configs/data.
         workdir: where its folders are.
+
+    Raises:
+        ConfigError, DataError: a setting that cannot be, before anything is read.
     """
 
     def __init__(self, config, workdir):
+        data.make_sources(config)
+        clean_stages(config)
+        privacy.make(config.privacy)
         self.config, self.workdir = config, pathlib.Path(workdir)
         self.reports = {}  # {stage: Report}, in their order
 
@@ -186,7 +192,15 @@ class Corpus:
         self.result = self._folder("corpus", folder.name)
         if not (self.result / shards.MANIFEST).is_file():
             self._join(folder)
+        self._point()
         return shards.read_manifest(self.result)
+
+    def _point(self):
+        """Has the name "corpus" stand for the result."""
+        link, new = self.workdir / prepared.CORPUS, self.workdir / f".{prepared.CORPUS}"
+        new.unlink(missing_ok=True)
+        new.symlink_to(self.result.name)
+        new.replace(link)
 
     def _join(self, folder):
         self.result.mkdir(parents=True, exist_ok=True)
@@ -296,13 +310,15 @@ def run_stages(stages, left):
 def finish_shard(task):
     """Drops copies, text of evaluation sets and personal data from a shard."""
     config = _config(task)
-    kinds = task.more["copies"]
+    cleaned = pathlib.Path(task.more["cleaned"]) / f"{task.name}.jsonl.zst"
+    some = list(documents.read(cleaned))
+    kinds = {document.id: k for document, k in zip(some, task.more["copies"], strict=True) if k}
 
     def drop_copies(some, found):
-        for document, kind in zip(some, kinds, strict=True):
-            if kind:
-                found.drop(("", "exact copy", "near copy")[kind], document)
-        return [document for document, kind in zip(some, kinds, strict=True) if not kind]
+        for document in some:
+            if document.id in kinds:
+                found.drop(("", "exact copy", "near copy")[kinds[document.id]], document)
+        return [document for document in some if document.id not in kinds]
 
     section = config.decontaminate
     stages = {
@@ -310,8 +326,7 @@ def finish_shard(task):
         "decontaminate": decontaminate.make(task.more["evaluation"], section.ngram, section.most),
         "privacy": privacy.make(config.privacy),
     }
-    cleaned = pathlib.Path(task.more["cleaned"]) / f"{task.name}.jsonl.zst"
-    left, reports = run_stages(stages, list(documents.read(cleaned)))
+    left, reports = run_stages(stages, some)
     documents.write(pathlib.Path(task.folder) / f"{task.name}.jsonl.zst", left)
     _finish(task, reports)
     return reports["duplicates"].bytes["in"]

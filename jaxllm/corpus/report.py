@@ -3,8 +3,11 @@
 import collections
 import time
 
+from jaxllm.config import ConfigError
+
 EXAMPLES = 5  # of each reason that are kept
 EXCERPT = 240  # characters of an example
+DONT_SURVIVE = (ConfigError, MemoryError, OSError)  # of the settings or the machine, not of a text
 
 
 class Report:
@@ -63,7 +66,7 @@ def from_dict(data):
 
 
 def run(stage, documents):
-    """Runs a stage.
+    """Runs a stage; a document that it fails on is dropped, and the report says why.
 
     Args:
         stage: function ([Document], Report) -> [Document].
@@ -73,9 +76,27 @@ def run(stage, documents):
         ([Document], Report).
     """
     report, start = Report(), time.process_time()
-    left = stage(documents, report)
+    try:
+        left = stage(documents, report)
+    except DONT_SURVIVE:
+        raise
+    except Exception:  # of some document; the others are none the worse for it
+        report, left = Report(), []
+        for document in documents:
+            left += _alone(stage, document, report)
     report.seconds = time.process_time() - start
     for name, some in (("in", documents), ("out", left)):
         report.documents[name] = len(some)
         report.bytes[name] = sum(len(document.text.encode()) for document in some)
     return left, report
+
+
+def _alone(stage, document, report):
+    """[document] after a stage, or [] where it fails."""
+    try:
+        return stage([document], report)
+    except DONT_SURVIVE:
+        raise
+    except Exception as error:
+        report.drop(f"error: {type(error).__name__}", document, shown=False)
+        return []

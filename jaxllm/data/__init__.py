@@ -4,7 +4,7 @@ import pathlib
 
 from jaxllm import config as configs
 from jaxllm.config import ConfigError
-from jaxllm.data import build, shards, sources, tfds_source
+from jaxllm.data import build, prepared, shards, sources, tfds_source
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture, quotas
 from jaxllm.data.prefetch import Prefetch
@@ -17,6 +17,7 @@ SOURCES = {
     "jsonl": sources.jsonl,
     "tfds": tfds_source.make,
     "synthetic": sources.synthetic,
+    "prepared": prepared.make,
 }
 
 __all__ = [
@@ -94,6 +95,9 @@ def prepare(config, tokenizer, directory, shard_tokens=shards.SHARD_TOKENS):
     root = _root(config, directory)
     manifests = {}
     for name, source in make_sources(config).items():
+        if isinstance(source, prepared.Prepared):
+            manifests[name] = shards.read_manifest(source.directory)
+            continue
         options = build.settings(config, config.sources[name], name)
         manifests[name] = build.prepare(source, tokenizer, options, root, name, shard_tokens)
     return manifests
@@ -121,8 +125,10 @@ def open_split(config, tokenizer, directory, split, seed, verify=False):
     opened, weights = {}, {}
     for name, source in make_sources(config).items():
         options = build.settings(config, config.sources[name], name)
-        key = build.key(source, tokenizer, options)
-        path = _root(config, directory) / f"{name}-{key}"
+        if isinstance(source, prepared.Prepared):
+            path = source.directory
+        else:
+            path = _root(config, directory) / f"{name}-{build.key(source, tokenizer, options)}"
         if not path.exists():
             raise DataError(
                 f"Source {name!r} is not prepared under {path.parent} with this tokenizer, these "
@@ -130,7 +136,10 @@ def open_split(config, tokenizer, directory, split, seed, verify=False):
             )
         manifest = shards.read_manifest(path)
         if manifest["tokenizer"] != tokenizer.fingerprint:
-            raise DataError(f"{path} was made with another tokenizer. Delete it, prepare again.")
+            raise DataError(
+                f"{path} was made with another tokenizer. Delete it, prepare again; a corpus has "
+                f"its own: --config.tokenizer.kind=saved --config.tokenizer.path={path}."
+            )
         shards.check_sizes(path, manifest)
         if verify:
             shards.check_hashes(path, manifest)

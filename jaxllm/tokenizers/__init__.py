@@ -1,5 +1,7 @@
 """Tokenizers: byte, character, SentencePiece, Hugging Face files."""
 
+import pathlib
+
 from jaxllm import config
 from jaxllm.tokenizers import base, byte, char, hf, sentencepiece
 from jaxllm.tokenizers.base import Tokenizer, TokenizerError
@@ -9,6 +11,7 @@ TOKENIZERS = {
     "char": char.make,
     "sentencepiece": sentencepiece.make,
     "hf": hf.make,
+    "saved": lambda texts, *, path="": load_saved(path),
 }
 
 RESTORERS = {
@@ -33,6 +36,23 @@ def make(section, texts):
         ConfigError: unknown kind or option, or nothing to learn from.
     """
     return config.make(TOKENIZERS, section, "tokenizer", texts)
+
+
+def load_saved(path):
+    """Loads the tokenizer of a corpus or a run, of whatever kind; learns nothing.
+
+    Args:
+        path: a directory that `save` wrote, or one that holds it as "tokenizer", as the work
+            directories of training and of `jaxllm.prepare` do.
+
+    Raises:
+        TokenizerError: there is none.
+    """
+    place = pathlib.Path(path).expanduser()
+    for folder in (place, place / "tokenizer", place / "corpus" / "tokenizer"):
+        if path and (folder / base.CONFIG_FILE).is_file():
+            return load(folder)
+    raise TokenizerError(f"path={path!r} holds no tokenizer (seen from {pathlib.Path.cwd()}).")
 
 
 def load(directory):

