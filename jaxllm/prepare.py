@@ -14,12 +14,14 @@ from absl import flags
 from jaxllm import cli, settings
 from jaxllm.config import ConfigError
 from jaxllm.corpus import page, passes
+from jaxllm.corpus.executors import EXECUTORS
 from jaxllm.data import SOURCES
 from jaxllm.tokenizers import TOKENIZERS
 
 # Sections with a `kind`: (table of factories, fields of the section that are not the factory's).
 KINDS = {
     "tokenizer": (TOKENIZERS, {}),
+    "executor": (EXECUTORS, {}),
     "sources.*": (SOURCES, {}),
     "decontaminate.sources.*": (SOURCES, {}),
 }

