@@ -2,6 +2,8 @@
 
     python -m jaxllm.prepare --config=configs/data/NAME.py --workdir=DIR [--config.…]
 
+--dry_run=1000 writes nothing and says what would be dropped of the first documents, and why.
+
 Reads every source, standardises, keeps the wanted languages, filters by quality, drops copies and
 text of evaluation sets, masks personal data, trains a tokenizer and writes token shards. Killed,
 the same command goes on where it was; with other settings it redoes what they change.
@@ -13,8 +15,9 @@ from absl import flags
 
 from jaxllm import cli, settings
 from jaxllm.config import ConfigError
-from jaxllm.corpus import page, passes
+from jaxllm.corpus import page, passes, preview
 from jaxllm.corpus.executors import EXECUTORS
+from jaxllm.corpus.quality import RULES
 from jaxllm.data import SOURCES
 from jaxllm.tokenizers import TOKENIZERS
 
@@ -22,6 +25,7 @@ from jaxllm.tokenizers import TOKENIZERS
 KINDS = {
     "tokenizer": (TOKENIZERS, {}),
     "executor": (EXECUTORS, {}),
+    "quality.*": (RULES, {"on": True}),
     "sources.*": (SOURCES, {}),
     "decontaminate.sources.*": (SOURCES, {}),
 }
@@ -30,11 +34,15 @@ KINDS = {
 def define_flags():
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", "", "directory of the corpus")
+    flags.DEFINE_integer("dry_run", 0, "only say what would become of so many documents a source")
 
 
 def main(file, overrides):
     """Makes the corpus."""
     config, notes = settings.load(file, overrides, KINDS)
+    if flags.FLAGS.dry_run:
+        print(preview.as_text(preview.run(config, flags.FLAGS.dry_run)))
+        return 0
     if not flags.FLAGS.workdir:
         raise ConfigError("No --workdir given. Try --workdir=corpora/mine.")
     for note in notes:

@@ -139,12 +139,13 @@ def test_a_document_that_breaks_a_stage_costs_itself_alone():
 
 def test_wrong_settings_are_said_before_anything_is_read(tmp_path):
     source = made.write(tmp_path / "texts.jsonl", made.documents(3))
-    with pytest.raises(ConfigError, match="no rule"):
-        made.passes.Corpus(made.config(source), tmp_path)  # good
-        bad = made.config(source)
-        bad.quality.unlock()
-        bad.quality.golpher = dict()
-        made.passes.Corpus(bad, tmp_path)
+    made.passes.Corpus(made.config(source), tmp_path)  # good
+    with pytest.raises(ConfigError, match="has no 'min_word'"):
+        made.config(source, quality__gopher__min_word=3)
+    with pytest.raises(ConfigError, match="golpher_quality"):
+        made.config(source, quality__gopher__kind="golpher_quality")
+    with pytest.raises(ConfigError, match=r"config\.sources\.main"):
+        made.passes.Corpus(made.config(tmp_path / "none.jsonl"), tmp_path)
     with pytest.raises(ConfigError, match="policy"):
         made.passes.Corpus(made.config(source, privacy__policy="maks"), tmp_path)
 

@@ -135,12 +135,13 @@ def test_a_word_list_counts_whole_words():
 
 
 def test_every_batch_gets_the_reasons_of_its_own_documents(monkeypatch):
+    rules = dict(gopher=dict(kind="gopher_quality", on=True), c4=dict(kind="c4", on=False))
     monkeypatch.setattr(quality, "_BATCH_CHARACTERS", 50)
     texts = ["the end of it", made.text(random.Random(0), 80)] * 3
     some = [Document(str(i), "s", text, {}) for i, text in enumerate(texts)]
-    left, found = report.run(quality.make({"gopher_quality": {}, "c4": None}), some)
+    left, found = report.run(quality.make(rules), some)
     assert [document.id for document in left] == ["1", "3", "5"]
-    assert found.dropped == {"gopher_quality: too few words": 3}
+    assert found.dropped == {"gopher: too few words": 3}
 
 
 def digits(draw, count):

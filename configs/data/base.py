@@ -18,8 +18,10 @@ def get_config(arg=None):
     c.standardise = dict(form="NFC", mojibake=True, spaces=True, runs=False)
     # keep: ISO 639 codes, () for all; threshold: least score; thresholds: {language: its own}.
     c.language = dict(on=True, keep=("en",), threshold=0.5, thresholds=dict())
-    # {rule: its options}; jaxllm.corpus.quality.RULES has them.
-    c.quality = dict(gopher_quality=dict(), gopher_repetition=dict())
+    # {name: rule}; jaxllm.corpus.quality.RULES has the kinds; on: whether it is applied.
+    c.quality = ConfigDict()
+    c.quality.gopher = dict(kind="gopher_quality")
+    c.quality.repetition = dict(kind="gopher_repetition")
     # near: by MinHash of `ngram` words, bands x rows; similarity: least part of them in common.
     c.duplicates = dict(exact=True, near=True, ngram=5, bands=16, rows=7, similarity=0.65)
     # Evaluation sets; a document with more than `most` of their n-grams of words is dropped.

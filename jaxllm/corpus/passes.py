@@ -69,7 +69,7 @@ class Corpus:
     """
 
     def __init__(self, config, workdir):
-        data.make_sources(config)
+        data.make_sources(config, "sources")
         clean_stages(config)
         privacy.make(config.privacy)
         self._execute = make(executors.EXECUTORS, config.executor, "executor")
@@ -109,7 +109,7 @@ class Corpus:
 
     def read(self):
         """Reads every source into shards of documents."""
-        sources = data.make_sources(self.config)
+        sources = data.make_sources(self.config, "sources")
         described = {name: source.describe() for name, source in sources.items()}
         before = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.raw = self._folder("read", before, "sources", "bad_input", "shard_mb")
@@ -163,7 +163,7 @@ class Corpus:
         section = self.config.decontaminate
         texts = [
             document.text
-            for source in data.make_sources(section).values()
+            for source in data.make_sources(section, "decontaminate.sources").values()
             for document in source.documents(BadInput("error"))
         ] if section.sources else []  # fmt: skip
         return decontaminate.grams_of(texts, section.ngram) if texts else np.zeros(0, np.uint64)
@@ -250,7 +250,7 @@ def _options(config):
 def read_source(task):
     """Reads one source into shards; returns the bytes of its text."""
     config = _config(task)
-    source = data.make_sources(config)[task.name]
+    source = data.make_sources(config, "sources")[task.name]
     bad, found, names = BadInput(config.bad_input), report.Report(), []
     some, size = [], 0
     folder = pathlib.Path(task.folder)

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from jaxllm.config import ConfigError
+from jaxllm.config import ConfigError, arguments
 from jaxllm.corpus import words as wording
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -293,23 +293,23 @@ def make(section):
     """Returns a stage that drops what the rules of a section name.
 
     Args:
-        section: {name of a rule: {option: value}, or None where it is off}.
+        section: {name: {"kind": of RULES, "on": whether it is applied, and its options}}.
 
     Raises:
-        ConfigError: an unknown rule.
+        ConfigError: an unknown rule or option.
     """
-    unknown = set(section) - set(RULES)
-    if unknown:
-        raise ConfigError(
-            f"config.quality.{min(unknown)} is no rule. Known: {', '.join(RULES)}.\n  Leave it out."
-        )
-    rules = {name: options for name, options in section.items() if options is not None}
+    found = {
+        name: arguments(RULES, one, f"quality.{name}", ignore=("on",))
+        for name, one in section.items()
+        if one["on"]
+    }
+    rules = {name: functools.partial(rule, **options) for name, (rule, options) in found.items()}
 
     def stage(documents, report):
         left = []
         for some in _batches(documents):
             batch = Batch([document.text for document in some])
-            reasons = {name: RULES[name](batch, **options) for name, options in rules.items()}
+            reasons = {name: rule(batch) for name, rule in rules.items()}
             for i, document in enumerate(some):
                 found = ((name, reasons[name][i]) for name in rules)
                 name, reason = next(((n, why) for n, why in found if why), ("", ""))

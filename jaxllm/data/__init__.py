@@ -36,19 +36,23 @@ __all__ = [
 ]
 
 
-def make_sources(config):
-    """Returns {name: source} of `config.data.sources`.
+def make_sources(config, field="data.sources"):
+    """Returns {name: source} of `config.sources`.
+
+    Args:
+        config: `config.data`, or what else has `sources`.
+        field: name of that section in the config, for errors.
 
     Raises:
         ConfigError: there are none, or one names an unknown kind, option or file.
     """
     if not config.sources:
         raise ConfigError(
-            "config.data.sources is empty. Give it one, such as "
-            'c.data.sources = dict(main=dict(kind="shakespeare")).'
+            f"config.{field} is empty. Give it one, such as "
+            f'c.{field} = dict(main=dict(kind="shakespeare")).'
         )
     return {
-        name: configs.make(SOURCES, section, f"data.sources.{name}", ignore=("weight", "split"))
+        name: configs.make(SOURCES, section, f"{field}.{name}", ignore=("weight", "split"))
         for name, section in config.sources.items()
     }
 
