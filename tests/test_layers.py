@@ -9,7 +9,7 @@ LAYERS = [  # a package may import packages on earlier lines, never its own or l
     {"dims", "config", "host", "trees", "settings"},
     {"sharding", "tokenizers"},
     {"models", "data", "optim"},
-    {"objectives", "finetune", "compression"},
+    {"objectives", "finetune", "compression", "corpus"},
     {"rollouts", "evals", "scaling"},
     {"training"},
     {"cli"},  # the flags that commands share
