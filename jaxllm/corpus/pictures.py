@@ -55,13 +55,20 @@ def _bars(panel, labels, values, **style):
     """Horizontal bars, the first on top, each with its number at its end."""
     rows = range(len(labels))
     bars = panel.barh(rows, values, height=0.72, **style)
-    panel.set_yticks(rows, labels)
+    panel.set_yticks(rows, [label if len(label) <= 50 else label[:49] + "…" for label in labels])
     panel.set_ylim(len(labels) - 0.4, -0.6)
     panel.bar_label(bars, [f"{value:,}" for value in values], padding=3, size=8)
     panel.margins(x=0.12)
     panel.tick_params(axis="y", length=0)
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    panel.locator_params(axis="x", nbins=5)
+    panel.xaxis.set_major_formatter(_short)
     return bars
+
+
+def _short(value, _=None):
+    """A number in short: "500", "20k", "1.5M"."""
+    size = next((n for n in (9, 6, 3) if abs(value) >= 10**n), 0)
+    return f"{value / 10**size:g}" + {0: "", 3: "k", 6: "M", 9: "G"}[size]
 
 
 def _lengths(manifest):
@@ -79,14 +86,19 @@ def _lengths(manifest):
         bars = panel.bar(bins, values, 0.94, align="edge", color=colour, label=label)
         if counts is before and len(bins) <= 16:  # the tail is too low to be seen
             panel.bar_label(bars, [f"{n:,}" if n else "" for n in values], padding=2, size=7)
-    step = 1 if len(bins) <= 12 else 2
+    step = 1 if len(bins) <= 16 else 2
     edges = range(bins.start, bins.stop + 1, step)
-    panel.set_xticks(edges, [f"{2**n:,}" for n in edges])
+    panel.set_xticks(edges, [_power(n) for n in edges])
     panel.margins(y=0.1)
-    panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    panel.set(xlabel="characters", ylabel="documents", title="Lengths of the documents")
+    panel.yaxis.set_major_formatter(_short)
+    panel.set(xlabel="characters (1K is 1,024)", ylabel="documents", title="Lengths of documents")
     panel.legend(frameon=False)
     return figure
+
+
+def _power(n):
+    """2^n in short: "512", "1K", "2K", …, "1M"."""
+    return f"{2 ** (n % 10)}{('', 'K', 'M', 'G')[n // 10]}"
 
 
 def languages(manifest):
@@ -116,7 +128,7 @@ def _languages(manifest):
     _bars(panel, labels, found, color=_LIGHT, label="found")
     panel.barh(range(len(labels)), left, height=0.72, color=_DARK, label="of the corpus")
     panel.set(xlabel="documents", title="Languages")
-    panel.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, ncols=2, loc="outside lower center")
     return figure
 
 
@@ -162,24 +174,25 @@ def _copies(manifest):
     bars = panel.bar(labels, counts, 0.8, color=_DARK)
     panel.bar_label(bars, [f"{count:,}" if count else "" for count in counts], padding=2, size=8)
     panel.margins(y=0.1)
-    panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    panel.yaxis.set_major_formatter(_short)
     if max(counts) > 100 * min(filter(None, counts)):
         panel.set_yscale("log")
-        panel.set_ylim(0.8, max(counts) * 2)
-        panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        panel.set_ylim(0.8, max(counts) * 4)
+        panel.yaxis.set_major_formatter(_short)
     panel.set(xlabel="documents of a group", ylabel="groups", title="Groups of copies")
     return figure
 
 
 def _classes(sizes):
-    """[("2", groups), ("3", …), ("4", …), ("5 to 8", …), ("9 to 16", …), …] without gaps."""
-    edges = [(n, n) for n in (2, 3, 4)]
-    while edges[-1][1] < max(sizes):
-        edges.append((edges[-1][1] + 1, edges[-1][1] * 2))
-    for low, high in edges:
-        if low <= max(sizes):
-            label = str(low) if low == high else f"{low:,} to {high:,}"
-            yield label, sum(count for size, count in sizes.items() if low <= size <= high)
+    """[("2", groups), ("3", …), ("4", …), ("5–8", …), ("9–16", …), …] without gaps."""
+    largest, low = max(sizes), 2
+    for high in (2, 3, 4, *(2**n for n in range(3, 9)), largest):
+        if low > largest:
+            return
+        label = str(low) if low == high else f"{low}–{high}"
+        label = f"over {low - 1}" if low > 256 else label
+        yield label, sum(count for size, count in sizes.items() if low <= size <= high)
+        low = high + 1
 
 
 _PICTURES = {
