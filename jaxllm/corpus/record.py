@@ -6,6 +6,7 @@ Nothing here depends on when, where or how fast it was made: `TIMINGS` holds tha
 import importlib.metadata
 import pathlib
 import subprocess
+import tomllib
 
 from jaxllm.data import shards
 
@@ -108,6 +109,9 @@ def code(root=_ROOT):
             return {"commit": commit, "changed": bool(changed.strip())}
         except (OSError, subprocess.CalledProcessError):
             pass
+    project = root / "pyproject.toml"
+    if project.is_file():
+        return {"version": tomllib.loads(project.read_text())["project"]["version"]}
     try:
         return {"version": importlib.metadata.version("jaxllm")}
     except importlib.metadata.PackageNotFoundError:
