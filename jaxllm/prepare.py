@@ -5,8 +5,9 @@
 --dry_run=1000 writes nothing and says what would be dropped of the first documents, and why.
 
 Reads every source, standardises, keeps the wanted languages, filters by quality, drops copies and
-text of evaluation sets, masks personal data, trains a tokenizer and writes token shards. Killed,
-the same command goes on where it was; with other settings it redoes what they change.
+text of evaluation sets, masks personal data, trains a tokenizer and writes token shards, with a
+data card beside them (README.md). --export=array_record or --export=tfds writes the documents too.
+Killed, the same command goes on where it was; with other settings it redoes what they change.
 
 Exit status: 0 done; 2 a setting or the input is wrong.
 """
@@ -15,7 +16,7 @@ from absl import flags
 
 from jaxllm import cli, settings
 from jaxllm.config import ConfigError
-from jaxllm.corpus import page, passes, preview
+from jaxllm.corpus import export, page, passes, preview
 from jaxllm.corpus.executors import EXECUTORS
 from jaxllm.corpus.quality import RULES
 from jaxllm.data import SOURCES
@@ -35,6 +36,7 @@ def define_flags():
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", "", "directory of the corpus")
     flags.DEFINE_integer("dry_run", 0, "only say what would become of so many documents a source")
+    flags.DEFINE_multi_enum("export", [], list(export.KINDS), "the documents also in this form")
 
 
 def main(file, overrides):
@@ -47,9 +49,13 @@ def main(file, overrides):
         raise ConfigError("No --workdir given. Try --workdir=corpora/mine.")
     for note in notes:
         print(f"note: {note}")
+    for kind in flags.FLAGS.export:
+        export.library(kind)  # before the work, not after
     corpus = passes.Corpus(config, flags.FLAGS.workdir)
     manifest = corpus.run()
     print(page.as_text(corpus, manifest))
+    for kind in flags.FLAGS.export:
+        print(f"  {export.write(corpus, kind)}")
     return 0
 
 

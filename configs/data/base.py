@@ -29,5 +29,7 @@ def get_config(arg=None):
     # off, mask or drop, where personal data is found; sources: {source: its own policy}.
     c.privacy = dict(policy="mask", sources=dict())
     c.tokenizer = dict(kind="sentencepiece", vocab_size=32_000)  # jaxllm.tokenizers
+    # Of the data card; licence is that of the text.
+    c.card = dict(title="", licence="", notes="")
     c.splits = dict(validation=0.01, test=0.01)  # part of the documents, by a hash of their text
     return c

@@ -166,3 +166,26 @@ def _join(original, a, b):
     """Joins two groups under the document that comes first."""
     a, b = _root(original, a), _root(original, b)
     original[max(a, b)] = min(a, b)
+
+
+def groups(original, exact):
+    """Returns how many groups of copies there are, and how large, as plain data.
+
+    Args:
+        original, exact: of `Found`.
+    """
+    sizes = np.bincount(original, minlength=len(original))
+    near = (original != np.arange(len(original))) & ~exact
+    some, counts = np.unique(sizes[sizes > 1], return_counts=True)
+    return {
+        "groups": int(counts.sum()),
+        "groups_with_near_copies": len(np.unique(original[near])),
+        "sizes": dict(zip(map(str, some.tolist()), counts.tolist(), strict=True)),
+    }
+
+
+def largest(original, most=5):
+    """Returns [(the first of a group, its documents)] of the largest groups, largest first."""
+    sizes = np.bincount(original, minlength=len(original))
+    order = np.argsort(-sizes, kind="stable")[:most]
+    return [(int(i), int(sizes[i])) for i in order if sizes[i] > 1]

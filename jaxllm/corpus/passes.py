@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from jaxllm import data, tokenizers
 from jaxllm.config import make
 from jaxllm.corpus import (
+    card,
     decontaminate,
     documents,
     duplicates,
@@ -30,6 +31,7 @@ from jaxllm.corpus import (
     language,
     privacy,
     quality,
+    record,
     report,
     standardise,
 )
@@ -37,7 +39,7 @@ from jaxllm.corpus.documents import Document
 from jaxllm.data import prepared, shards
 from jaxllm.data.errors import BadInput
 
-VERSION = 1  # of what the passes make; a higher one redoes all
+VERSION = 2  # of what the passes make; a higher one redoes all
 SPLITS = ("train", "validation", "test")
 
 
@@ -75,6 +77,7 @@ class Corpus:
         self._execute = make(executors.EXECUTORS, config.executor, "executor")
         self.config, self.workdir = config, pathlib.Path(workdir)
         self.reports = {}  # {stage: Report}, in their order
+        self.sources = {}  # {name: what the manifest tells of it}
 
     def run(self):
         """Makes the corpus; returns the manifest of its token shards."""
@@ -87,7 +90,7 @@ class Corpus:
 
     def _folder(self, name, before, *sections):
         """The folder of a pass, by a hash of the folder before it and of its settings."""
-        settings = {section: _plain(self.config)[section] for section in sections}
+        settings = {section: _plain(self.config).get(section) for section in sections}
         record = json.dumps([VERSION, name, before, settings], sort_keys=True, default=str)
         return self.workdir / f"{name}-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
 
@@ -116,7 +119,8 @@ class Corpus:
         found = self._map(read_source, self.raw, sorted(sources))
         self._add(found)
         self.shards = [name for one in found for name in one["shards"]]
-        self.skipped = {name: one["skipped"] for name, one in zip(sources, found, strict=True)}
+        for name, one in zip(sorted(sources), found, strict=True):
+            self.sources[name] = record.source(sources[name].describe(), one)
 
     def clean(self):
         """Standardises, identifies languages, filters; and looks for what copies have in common."""
@@ -147,17 +151,23 @@ class Corpus:
         with np.load(self.copies / "found.npz", allow_pickle=False) as saved:
             original, exact, counts = saved["original"], saved["exact"], saved["counts"]
         ends = np.cumsum(counts)
-        self.groups = np.bincount(original, minlength=len(original))
+        self.groups, firsts = duplicates.groups(original, exact), {}
+        for index, size in duplicates.largest(original):
+            firsts.setdefault(int(np.searchsorted(ends, index, "right")), {})[index] = size
         more = {}
-        for name, end, count in zip(self.shards, ends, counts, strict=True):
+        for i, (name, end, count) in enumerate(zip(self.shards, ends, counts, strict=True)):
             copy = original[end - count : end] != np.arange(end - count, end)
             kinds = np.where(exact[end - count : end], 1, 2) * copy
             more[name] = {
                 "cleaned": str(self.cleaned),
                 "copies": kinds.astype(np.uint8),
+                "firsts": {k - int(end - count): size for k, size in firsts.get(i, {}).items()},
                 "evaluation": evaluation,
             }
-        self._add(self._map(finish_shard, self.final, self.shards, more))
+        found = self._map(finish_shard, self.final, self.shards, more)
+        self._add(found)
+        shown = [one for part in found for one in part["firsts"]]
+        self.groups["largest"] = sorted(shown, key=lambda one: -one["documents"])
 
     def _evaluation(self):
         section = self.config.decontaminate
@@ -189,12 +199,17 @@ class Corpus:
             name: {"final": str(self.final), "tokenizer": str(self.tokenizer_place)}
             for name in self.shards
         }
-        self._add(self._map(encode_shard, folder, self.shards, more))
-        self.result = self._folder("corpus", folder.name)
+        found = self._map(encode_shard, folder, self.shards, more)
+        self._add(found)
+        for name, one in zip(self.shards, found, strict=True):
+            record.count_left(self.sources[name.rpartition("-")[0]], one["reports"]["tokens"])
+        self.result = self._folder("corpus", folder.name, "card")
         if not (self.result / shards.MANIFEST).is_file():
             self._join(folder)
+        manifest = shards.read_manifest(self.result)
+        card.write(manifest, self.result)
         self._point()
-        return shards.read_manifest(self.result)
+        return manifest
 
     def _point(self):
         """Has the name "corpus" stand for the result."""
@@ -223,7 +238,7 @@ class Corpus:
                     writer.characters += int(saved[f"{split}.sizes"][1])
         manifest = {
             "format": shards.FORMAT,
-            "source": {"kind": "prepared", "documents": self.final.name},
+            "source": {"kind": "prepared"},
             "tokenizer": self.tokenizer.fingerprint,
             "tokenizer_kind": self.tokenizer.kind,
             "shard_tokens": shards.SHARD_TOKENS,
@@ -232,9 +247,13 @@ class Corpus:
             "validation_fraction": self.config.splits.validation,
             "splits": {split: writer.close() for split, writer in writers.items()},
             "skipped": {},
-            "reports": {stage: one.as_dict() for stage, one in self.reports.items()},
+            "sources": self.sources,
+            "copies": self.groups,
         }
         self.tokenizer.save(self.result / "tokenizer")
+        manifest |= record.reports(self.reports) | record.made(_plain(self.config))
+        manifest["files"] = record.files(self.result)
+        documents.write_json(self.result / record.TIMINGS, record.timings(self.reports))
         shards.write_manifest(self.result, manifest)
 
 
@@ -252,7 +271,7 @@ def read_source(task):
     config = _config(task)
     source = data.make_sources(config, "sources")[task.name]
     bad, found, names = BadInput(config.bad_input), report.Report(), []
-    some, size = [], 0
+    some, size, digest = [], 0, hashlib.sha256()
     folder = pathlib.Path(task.folder)
 
     def write():
@@ -262,8 +281,11 @@ def read_source(task):
     for one in source.documents(bad):
         some.append(Document(one.where, task.name, one.text, {}))
         size += len(one.text)
+        raw = one.text.encode()
+        digest.update(raw + b"\0")
         found.documents["out"] += 1
-        found.bytes["out"] += len(one.text.encode())
+        found.bytes["out"] += len(raw)
+        found.measure(one.text)
         if size > config.shard_mb * 1e6:
             write()
             some, size = [], 0
@@ -273,7 +295,8 @@ def read_source(task):
     found.documents["in"] = found.documents["out"] + sum(bad.counts.values())
     found.bytes["in"] = found.bytes["out"]
     skipped = {reason: bad.examples[reason] for reason in bad.counts}
-    _finish(task, {"read": found}, shards=names, skipped=skipped)
+    hashes = {"sha256": digest.hexdigest(), "files": record.hashes(source.describe())}
+    _finish(task, {"read": found}, shards=names, skipped=skipped, **hashes)
     return found.bytes["out"]
 
 
@@ -281,7 +304,7 @@ def clean_shard(task):
     """Cleans one shard; returns the bytes of its text."""
     config = _config(task)
     raw = pathlib.Path(task.more["raw"]) / f"{task.name}.jsonl.zst"
-    left, reports = run_stages(clean_stages(config), list(documents.read(raw)))
+    left, reports = run_stages(clean_stages(config), list(documents.read(raw)), config)
     folder = pathlib.Path(task.folder)
     signed = duplicates.signatures([document.text for document in left], _options(config))
     documents.write(folder / f"{task.name}.jsonl.zst", left)
@@ -300,11 +323,11 @@ def clean_stages(config):
     return stages
 
 
-def run_stages(stages, left):
+def run_stages(stages, left, config):
     """Runs stages one after another; returns ([Document], {name: Report})."""
-    reports = {}
+    reports, shown = {}, privacy.shown(config.privacy)
     for name, stage in stages.items():
-        left, reports[name] = report.run(stage, left)
+        left, reports[name] = report.run(stage, left, shown)
     return left, reports
 
 
@@ -327,9 +350,14 @@ def finish_shard(task):
         "decontaminate": decontaminate.make(task.more["evaluation"], section.ngram, section.most),
         "privacy": privacy.make(config.privacy),
     }
-    left, reports = run_stages(stages, some)
+    shown = privacy.shown(config.privacy)
+    firsts = [
+        {"documents": size, "id": some[i].id, "text": shown(some[i])[: report.EXCERPT]}
+        for i, size in task.more["firsts"].items()
+    ]
+    left, reports = run_stages(stages, some, config)
     documents.write(pathlib.Path(task.folder) / f"{task.name}.jsonl.zst", left)
-    _finish(task, reports)
+    _finish(task, reports, firsts=firsts)
     return reports["duplicates"].bytes["in"]
 
 
@@ -350,6 +378,8 @@ def encode_shard(task):
             sizes[1] += len(document.text)
             found.counts["tokens"] += len(ids[-1])
             found.counts[f"documents of {split}"] += 1
+            if "language" in document.notes:
+                found.counts[f"language {document.notes['language']}"] += 1
         return some
 
     final = pathlib.Path(task.more["final"]) / f"{task.name}.jsonl.zst"

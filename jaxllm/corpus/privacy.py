@@ -158,18 +158,12 @@ def make(section):
     Raises:
         ConfigError: an unknown policy.
     """
-    policies = dict(section.sources)
-    for name, policy in (("policy", section.policy), *policies.items()):
-        if policy not in POLICIES:
-            raise ConfigError(
-                f"config.privacy: {name}={policy!r} is unknown. Known: {', '.join(POLICIES)}.\n"
-                f"  Try --config.privacy.policy=mask."
-            )
+    policy_of = _policies(section)
 
     def stage(documents, report):
         left = []
         for document in documents:
-            policy = policies.get(document.source, section.policy)
+            policy = policy_of(document.source)
             if policy == "off":
                 left.append(document)
                 continue
@@ -186,3 +180,25 @@ def make(section):
         return left
 
     return stage
+
+
+def shown(section):
+    """Returns a function of a document: its text as an example may show it, masked unless off.
+
+    Args:
+        section: as `make` takes it.
+    """
+    policy_of = _policies(section)
+    return lambda one: one.text if policy_of(one.source) == "off" else mask(one.text)[0]
+
+
+def _policies(section):
+    """Returns a function of a source's name: its policy."""
+    policies = dict(section.sources)
+    for name, policy in (("policy", section.policy), *policies.items()):
+        if policy not in POLICIES:
+            raise ConfigError(
+                f"config.privacy: {name}={policy!r} is unknown. Known: {', '.join(POLICIES)}.\n"
+                f"  Try --config.privacy.policy=mask."
+            )
+    return lambda source: policies.get(source, section.policy)
