@@ -15,8 +15,8 @@ def get_config(arg=None):
     c.data.sources = dict(main=dict(kind=arg.kind, path=arg.path, weight=1.0))
     c.data.update(batch=32, length=256)
     c.tokenizer = dict(kind=arg.tokenizer)
-    if arg.tokenizer == "sentencepiece":
-        c.tokenizer = dict(kind="sentencepiece", vocab_size=arg.vocab)
+    if arg.tokenizer in ("sentencepiece", "hf"):
+        c.tokenizer = dict(kind=arg.tokenizer, vocab_size=arg.vocab)
     c.model.update(layers=6, width=384, heads=6, kv_heads=2, mlp_width=1024)
     c.optim = dict(kind="muon", adam_lr=3e-3, weight_decay=0.1, groups=dict())
     c.schedule = dict(kind="wsd", lr=0.02, warmup_steps=100)
