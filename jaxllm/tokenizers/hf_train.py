@@ -200,7 +200,7 @@ def _unigram(texts, size, specials, words):
 
 
 def _train_unigram(counts, size):
-    """Returns [[piece, score]] of the words counted, `size` of them."""
+    """Returns [[piece, score]] of the words counted, `size` of them where they give so many."""
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(0)
     try:
@@ -212,6 +212,7 @@ def _train_unigram(counts, size):
             model_writer=model,
             model_type="unigram",
             vocab_size=size + 1,  # and the unknown token
+            hard_vocab_limit=False,
             character_coverage=1.0,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
@@ -226,7 +227,7 @@ def _train_unigram(counts, size):
     except (RuntimeError, OSError, ValueError) as error:
         raise base.TokenizerError(f"unigram cannot be trained on these texts: {error}") from error
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    return [[trained.id_to_piece(i), trained.get_score(i)] for i in range(1, size + 1)]
+    return [[trained.id_to_piece(i), trained.get_score(i)] for i in range(1, len(trained))]
 
 
 def _in_pairs(counts):
