@@ -26,7 +26,7 @@ _BYTE_OF = {chr(byte): bytes([byte]) for byte in _PRINTED} | {
 BYTES = sorted(_BYTE_OF)
 _COVERAGE = 0.9995  # part of all characters that the alphabet of "bpe" covers, as SentencePiece's
 _WORD_CHARACTERS = 64  # WordPiece's time grows with the square of a word's length
-_SENTENCE_BYTES = 1 << 20  # of a word for SentencePiece, which drops longer ones
+_UNIGRAM_CHARACTERS = 1 << 16  # of a word; SentencePiece would drop long lines in silence
 _BETWEEN = "\x01"  # words on a line for SentencePiece; no character of `BYTES`
 _THREADS = 16  # part of the result: unigram sums its counts thread by thread
 # Llama 3's pattern, with combining marks among the letters, without which most of the scripts of
@@ -189,7 +189,8 @@ def _unigram(texts, size, specials, words):
     shell.pre_tokenizer, shell.decoder = _byte_words(words), decoders.ByteLevel()
     counts = collections.Counter()
     for part in base.parts(texts, base.any_of(specials)):
-        counts.update(word for word, _ in shell.pre_tokenizer.pre_tokenize_str(part))
+        found = shell.pre_tokenizer.pre_tokenize_str(part)
+        counts.update(word for word, _ in found if len(word) <= _UNIGRAM_CHARACTERS)
     seen = set().union(*counts)
     absent = [byte for byte in BYTES if byte not in seen]
     trained = _train_unigram(counts, size - len(absent))
@@ -208,7 +209,7 @@ def _train_unigram(counts, size):
             sentence_iterator=_in_pairs(counts),
             input_format="tsv",
             pretokenization_delimiter=_BETWEEN,
-            max_sentence_length=_SENTENCE_BYTES,
+            max_sentence_length=8 * _UNIGRAM_CHARACTERS,
             model_writer=model,
             model_type="unigram",
             vocab_size=size + 1,  # and the unknown token

@@ -9,6 +9,7 @@ import numpy as np
 from jaxllm.tokenizers import base
 
 LONGEST = 10  # pieces, and documents not restored, that a report names
+_SHOWN = 40  # characters of a piece that the text shows
 LANGUAGES = 20  # that the text names, those with the most bytes first
 
 
@@ -189,10 +190,15 @@ def as_text(reports):
         if len(languages) > LANGUAGES:
             lines.append(f"  and {len(languages) - LANGUAGES:,} more languages: --json has them")
     for name, one in reports.items():
-        lines += ["", f"  longest of {name}: {', '.join(map(repr, one.longest))}"]
+        lines += ["", f"  longest of {name}: {', '.join(map(_short, one.longest[:5]))}"]
         if one.changed:
             lines.append(f"  not restored by {name}: {', '.join(one.changed)}")
     return "\n".join(lines)
+
+
+def _short(text):
+    shown = repr(text)
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 2]}…'"
 
 
 def _table(title, names, rows):
