@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers as hf_library
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -226,6 +227,19 @@ def test_pieces_are_what_ids_decode_to(trained, name):
 def test_bytes_of_rare_characters_are_counted(trained, name):
     found = report.compare({"x": trained[name]}, [("😀fox", "", "one")])["x"]
     assert found.byte == pytest.approx(4 / found.total.tokens)
+
+
+def test_unknown_tokens_of_a_file_are_counted(tmp_path):
+    model = hf_library.models.WordLevel({"<unk>": 0, "a": 1, "c": 2}, unk_token="<unk>")
+    library = hf_library.Tokenizer(model)
+    library.pre_tokenizer = hf_library.pre_tokenizers.WhitespaceSplit()
+    library.add_special_tokens(["<unk>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = tokenizers.make({"kind": "hf", "path": str(tmp_path)}, None)
+    found = report.compare({"x": tokenizer}, [("a b b", "", "one")])["x"]
+    assert found.unknown == pytest.approx(2 / 3)
+    assert found.unused == pytest.approx(1 / 3)
+    assert found.changed == ["one"]
 
 
 def test_longest_pieces_come_longest_first(trained):

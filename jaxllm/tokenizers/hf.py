@@ -73,13 +73,16 @@ class HfTokenizer:
 
     def pieces(self):
         record = json.loads(self._files[TOKENIZER_FILE])
-        unknown = record["model"].get("unk_token")
+        model = record["model"]
+        unknown = model.get("unk_token")
+        if model.get("unk_id") is not None:
+            unknown = model["vocab"][model["unk_id"]][0]
         byte_level = '"ByteLevel"' in json.dumps(record.get("decoder"))
         special = set(self.specials.values())
         found = [base.Piece("", "special")] * self.vocab_size  # ids that are left out, too
         for text, i in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if i in special or text == unknown:
-                found[i] = base.Piece(text, "special" if i in special else "unknown")
+                found[i] = base.Piece(text, "unknown" if text == unknown else "special")
             elif byte_level:
                 found[i] = hf_train.byte_level_piece(text)
             else:
