@@ -18,8 +18,8 @@ def get_config(arg=None):
     c.tokenizer = dict(kind=arg.tokenizer)
     if arg.kind == "prepared":  # by jaxllm.prepare, with its tokenizer
         c.tokenizer = dict(kind="saved", path=arg.path)
-    elif arg.tokenizer == "sentencepiece":
-        c.tokenizer = dict(kind="sentencepiece", vocab_size=arg.vocab)
+    elif arg.tokenizer in ("sentencepiece", "hf"):
+        c.tokenizer = dict(kind=arg.tokenizer, vocab_size=arg.vocab)
     c.model.update(layers=6, width=384, heads=6, kv_heads=2, mlp_width=1024)
     c.optim = dict(kind="muon", adam_lr=3e-3, weight_decay=0.1, groups=dict())
     c.schedule = dict(kind="wsd", lr=0.02, warmup_steps=100)

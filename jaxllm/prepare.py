@@ -9,14 +9,21 @@ text of evaluation sets, masks personal data, trains a tokenizer and writes toke
 data card beside them (README.md). --export=array_record or --export=tfds writes the documents too.
 Killed, the same command goes on where it was; with other settings it redoes what they change.
 
+    python -m jaxllm.prepare --compare-tokenizers=DIR,DIR [--documents=FILES]
+
+sets saved tokenizers side by side over the documents of files, or of the corpus that --config and
+--workdir name; --json as data.
+
 Exit status: 0 done; 2 a setting or the input is wrong.
 """
+
+import sys
 
 from absl import flags
 
 from jaxllm import cli, settings
 from jaxllm.config import ConfigError
-from jaxllm.corpus import export, page, passes, preview
+from jaxllm.corpus import export, page, passes, preview, tokenizer_page
 from jaxllm.corpus.executors import EXECUTORS
 from jaxllm.corpus.quality import RULES
 from jaxllm.data import SOURCES
@@ -37,24 +44,38 @@ def define_flags():
     flags.DEFINE_string("workdir", "", "directory of the corpus")
     flags.DEFINE_integer("dry_run", 0, "only say what would become of so many documents a source")
     flags.DEFINE_multi_enum("export", [], list(export.KINDS), "the documents also in this form")
+    flags.DEFINE_string("compare-tokenizers", "", "directories of tokenizers, joined by commas")
+    flags.DEFINE_string("documents", "", "files that they are compared over; else the corpus")
+    flags.DEFINE_bool("json", False, "print the comparison as one JSON object")
 
 
 def main(file, overrides):
-    """Makes the corpus."""
-    config, notes = settings.load(file, overrides, KINDS)
-    if flags.FLAGS.dry_run:
-        print(preview.as_text(preview.run(config, flags.FLAGS.dry_run)))
+    """Makes the corpus, or compares tokenizers over it or over files."""
+    f = flags.FLAGS
+    directories = f["compare-tokenizers"].value
+    if f.documents and not directories:
+        raise ConfigError("--documents is for --compare-tokenizers=DIR,DIR; name them.")
+    if f.documents:
+        found = tokenizer_page.of_files(f.documents)
+        print(tokenizer_page.compare(directories, found, f.json))
         return 0
-    if not flags.FLAGS.workdir:
+    config, notes = settings.load(file, overrides, KINDS)
+    if f.dry_run:
+        print(preview.as_text(preview.run(config, f.dry_run)))
+        return 0
+    if not f.workdir:
         raise ConfigError("No --workdir given. Try --workdir=corpora/mine.")
     for note in notes:
-        print(f"note: {note}")
-    for kind in flags.FLAGS.export:
+        print(f"note: {note}", file=sys.stderr if f.json else sys.stdout)
+    for kind in f.export:
         export.library(kind)  # before the work, not after
-    corpus = passes.Corpus(config, flags.FLAGS.workdir)
+    corpus = passes.Corpus(config, f.workdir)
+    if directories:
+        print(tokenizer_page.compare(directories, tokenizer_page.of_corpus(corpus), f.json))
+        return 0
     manifest = corpus.run()
     print(page.as_text(corpus, manifest))
-    for kind in flags.FLAGS.export:
+    for kind in f.export:
         print(f"  {export.write(corpus, kind)}")
     return 0
 

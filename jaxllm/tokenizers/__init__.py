@@ -1,4 +1,4 @@
-"""Tokenizers: byte, character, SentencePiece, Hugging Face files."""
+"""Tokenizers: byte, character, SentencePiece and Hugging Face's, trained or loaded."""
 
 import pathlib
 

@@ -4,16 +4,32 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Protocol
+import re
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 CONFIG_FILE = "tokenizer_config.json"
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+# SentencePiece, and files that were made from its models, write spaces as this character.
+SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 class TokenizerError(ValueError):
     """A text that cannot be encoded, or a stored tokenizer that cannot be trusted."""
+
+
+class Piece(NamedTuple):
+    """What an id stands for.
+
+    Attributes:
+        text: its text, with U+FFFD for bytes that are no whole character.
+        kind: "text"; "byte", a byte of a character that has no id, or part of a character's
+            bytes; "unknown", whatever has no id; or "special", what no text produces.
+    """
+
+    text: str
+    kind: str
 
 
 class Tokenizer(Protocol):
@@ -23,6 +39,7 @@ class Tokenizer(Protocol):
         kind: its name in `TOKENIZERS`.
         vocab_size: number of ids; every id of `encode` is below it.
         eos, bos, pad: ids of the end, beginning and padding tokens, -1 where it has none.
+        specials: {name: id} of the special tokens that have a name.
         fingerprint: sha256 in hex over all that affects encoding.
     """
 
@@ -31,6 +48,7 @@ class Tokenizer(Protocol):
     eos: int
     bos: int
     pad: int
+    specials: dict[str, int]
     fingerprint: str
 
     def encode(self, text: str) -> np.ndarray:
@@ -46,6 +64,9 @@ class Tokenizer(Protocol):
         Special tokens give no text; ids outside the vocabulary and broken byte sequences give
         U+FFFD, so that samples of an untrained model can be shown.
         """
+
+    def pieces(self) -> list[Piece]:
+        """Returns what each id stands for."""
 
     def save(self, directory) -> None:
         """Writes tokenizer_config.json and the tokenizer's files into a directory."""
@@ -115,6 +136,51 @@ def read(directory):
             "trained with the old ones would read other words."
         )
     return kind, settings, files
+
+
+def special_tokens(names):
+    """Returns the names of special tokens, each once, in their order.
+
+    Raises:
+        TokenizerError: one is empty or no text.
+    """
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise TokenizerError(
+                f"specials holds {name!r}, which is no name of a token. Name each as text, such "
+                "as ('<|im_start|>',)."
+            )
+        utf8(name)
+    return list(dict.fromkeys(names))
+
+
+def refuse_specials(specials, path):
+    """Raises TokenizerError where special tokens are asked of a file that has its own."""
+    if specials:
+        raise TokenizerError(
+            f"specials={specials} are for training; {path} has its own. Leave specials out."
+        )
+
+
+def any_of(strings):
+    """A pattern of any of the strings, the longest first; of nothing, where there are none."""
+    longest = sorted(strings, key=lambda string: (-len(string), string))
+    return re.compile("|".join(map(re.escape, longest)) or r"(?!)")
+
+
+def parts(texts, cut):
+    """Yields the parts of texts between what a pattern matches: what a tokenizer is trained on.
+
+    Args:
+        texts: () -> iterator of str.
+        cut: `any_of` what no piece may read like, such as special tokens.
+
+    Raises:
+        TokenizerError: half of a surrogate pair.
+    """
+    for text in texts():
+        utf8(text)
+        yield from filter(None, cut.split(text))
 
 
 def utf8(text):

@@ -1,5 +1,7 @@
 """One token a byte of UTF-8: nothing to learn, nothing unknown, 259 ids."""
 
+from typing import ClassVar
+
 import numpy as np
 
 from jaxllm.tokenizers import base
@@ -11,6 +13,7 @@ class ByteTokenizer:
     kind = "byte"
     vocab_size = 259
     eos, bos, pad = 256, 257, 258
+    specials: ClassVar = {}
 
     def __init__(self):
         self.fingerprint = base.fingerprint(self.kind, {}, {})
@@ -23,6 +26,10 @@ class ByteTokenizer:
         ids = ids[(ids < 256) | (ids >= self.vocab_size)]
         ids = np.where((ids < 0) | (ids >= 256), 0xFF, ids)  # 0xFF never stands in UTF-8
         return ids.astype(np.uint8).tobytes().decode(errors="replace")
+
+    def pieces(self):
+        plain = [base.Piece(chr(byte), "text") for byte in range(128)]
+        return plain + [base.Piece(base.UNKNOWN, "byte")] * 128 + [base.Piece("", "special")] * 3
 
     def save(self, directory):
         base.save(directory, self.kind, {}, {})

@@ -1,5 +1,7 @@
 """One token a character, from an alphabet learned from the texts."""
 
+from typing import ClassVar
+
 import numpy as np
 
 from jaxllm.tokenizers import base
@@ -15,6 +17,7 @@ class CharTokenizer:
 
     kind = "char"
     bos = pad = -1
+    specials: ClassVar = {}
 
     def __init__(self, alphabet, eos):
         self._settings = {"alphabet": alphabet, "eos": eos}
@@ -42,6 +45,10 @@ class CharTokenizer:
         known = (ids >= 0) & (ids < len(self._codes))
         codes = self._codes[np.where(known, ids, 0)]
         return np.where(known, codes, ord(base.UNKNOWN)).astype("<u4").tobytes().decode("utf-32-le")
+
+    def pieces(self):
+        end = [base.Piece("", "special")] * (self.eos >= 0)
+        return [base.Piece(character, "text") for character in self._settings["alphabet"]] + end
 
     def save(self, directory):
         base.save(directory, self.kind, self._settings, {})

@@ -1,16 +1,19 @@
-"""Hugging Face `tokenizer.json` files."""
+"""Hugging Face `tokenizer.json` files: loaded, or trained here without loss."""
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import tokenizers
 
 from jaxllm.config import near
-from jaxllm.tokenizers import base, guard
+from jaxllm.tokenizers import base, guard, hf_train
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIALS = ("eos", "bos", "pad")
+_TRAINED = {"eos": "</s>", "bos": "<s>", "pad": "<pad>"}
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class HfTokenizer:
@@ -38,6 +41,8 @@ class HfTokenizer:
         self.eos, self.bos, self.pad = (
             self._special(name, specials[name], vocabulary) for name in SPECIALS
         )
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.specials = {added[i].content: i for i in sorted(added) if added[i].special}
         self.fingerprint = base.fingerprint(self.kind, specials, self._files)
 
     @staticmethod
@@ -66,30 +71,71 @@ class HfTokenizer:
     def _decode(self, ids):
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
+    def pieces(self):
+        record = json.loads(self._files[TOKENIZER_FILE])
+        model = record["model"]
+        unknown = model.get("unk_token")
+        if model.get("unk_id") is not None:
+            unknown = model["vocab"][model["unk_id"]][0]
+        byte_level = '"ByteLevel"' in json.dumps(record.get("decoder"))
+        special = set(self.specials.values())
+        found = [base.Piece("", "special")] * self.vocab_size  # ids that are left out, too
+        for text, i in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if i in special or text == unknown:
+                found[i] = base.Piece(text, "unknown" if text == unknown else "special")
+            elif byte_level:
+                found[i] = hf_train.byte_level_piece(text)
+            else:
+                kind = "byte" if _BYTE_PIECE.fullmatch(text) else "text"
+                found[i] = base.Piece(text.replace(base.SPACE_MARK, " "), kind)
+        return found
+
     def save(self, directory):
         base.save(directory, self.kind, self._settings, self._files)
 
 
-def make(texts, *, path="", eos="", bos="", pad=""):
-    """Loads a tokenizer.json; learns nothing from `texts`.
+def make(
+    texts,
+    *,
+    path="",
+    eos="",
+    bos="",
+    pad="",
+    algorithm="byte_bpe",
+    vocab_size=32_000,
+    specials=(),
+    digits=3,
+):
+    """Loads a tokenizer.json, or trains one on `texts`.
 
     Args:
-        path: the file, or the directory that holds it.
+        texts: () -> iterator of str, to train on; read twice by "bpe".
+        path: the file, or the directory that holds it; "" trains.
         eos, bos, pad: special tokens as text, such as "</s>"; "" reads them from the
-            tokenizer_config.json or special_tokens_map.json beside the file, if there is one.
+            tokenizer_config.json or special_tokens_map.json beside the file, if there is one, and
+            is "</s>", "<s>", "<pad>" of a trained one. They may be among `specials`.
+        algorithm: "byte_bpe", "bpe" (over characters, rare ones as bytes), "unigram" or
+            "wordpiece" (both over bytes). All lossless.
+        vocab_size: ids of a trained tokenizer, bytes and special tokens included.
+        specials: further special tokens of a trained one, such as ("<|im_start|>",); no text
+            produces them.
+        digits: most digits in a piece of a trained one; 0 for any number of them.
 
     Raises:
-        TokenizerError: no such file, a damaged one, or a special token it does not have.
+        TokenizerError: no such file, a damaged one, a special token it does not have, or texts
+            and options that nothing can be trained with.
     """
-    del texts
+    given = {"eos": eos, "bos": bos, "pad": pad}
     if not path:
-        raise base.TokenizerError("path is empty; name a tokenizer.json.")
+        named = {name: given[name] or _TRAINED[name] for name in SPECIALS}
+        tokens = base.special_tokens([*named.values(), *specials])
+        return HfTokenizer(hf_train.train(texts, algorithm, vocab_size, tokens, digits), named)
+    base.refuse_specials(specials, path)
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
         path = path / TOKENIZER_FILE
     content = guard.read(path)
     beside = _beside(path.parent)
-    given = {"eos": eos, "bos": bos, "pad": pad}
     return HfTokenizer(content, {name: given[name] or beside[name] for name in SPECIALS})
 
 

@@ -9,8 +9,7 @@ from jaxllm.tokenizers import base, guard
 
 MODEL_FILE = "sentencepiece.model"
 ALGORITHMS = ("bpe", "unigram")
-# SentencePiece writes spaces as this character, so text that holds it goes in as bytes.
-SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+CONTROLS = ("<pad>", "</s>", "<s>")
 LINE_CHARACTERS = 1_000  # below the trainer's limit of 4,192 bytes, beyond which it drops lines
 
 
@@ -31,15 +30,18 @@ class SentencePieceTokenizer:
         self.vocab_size = self._processor.vocab_size()
         self.eos, self.bos = self._processor.eos_id(), self._processor.bos_id()
         self.pad = self._processor.pad_id()
-        mark = SPACE_MARK.encode()
+        # Spaces are written so, and text that holds it goes in as bytes.
+        mark = base.SPACE_MARK.encode()
         self._mark = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in mark] if lossless else []
+        of = self._processor
+        self.specials = {of.id_to_piece(i): i for i in self._ids() if of.is_control(i)}
         self.fingerprint = base.fingerprint(self.kind, self._settings, self._files)
 
     def encode(self, text):
         base.utf8(text)
-        if not self._mark or SPACE_MARK not in text:
+        if not self._mark or base.SPACE_MARK not in text:
             return np.array(self._processor.encode(text), np.int32)
-        first, *rest = text.split(SPACE_MARK)
+        first, *rest = text.split(base.SPACE_MARK)
         ids = self._processor.encode(first)
         for part in rest:
             ids += self._mark + self._processor.encode(part)
@@ -48,39 +50,56 @@ class SentencePieceTokenizer:
     def decode(self, ids):
         return base.decode_runs(ids, self.vocab_size, self._processor.decode)
 
+    def pieces(self):
+        return [base.Piece(*self._piece(i)) for i in self._ids()]
+
+    def _ids(self):
+        return range(self.vocab_size)
+
+    def _piece(self, i):
+        of = self._processor
+        text = of.id_to_piece(i).replace(base.SPACE_MARK, " ")
+        kinds = {"special": of.is_control, "unknown": of.is_unknown, "byte": of.is_byte}
+        return text, next((kind for kind, holds in kinds.items() if holds(i)), "text")
+
     def save(self, directory):
         base.save(directory, self.kind, self._settings, self._files)
 
 
-def make(texts, *, path="", vocab_size=8_000, algorithm="bpe", sample_lines=1_000_000):
+def make(texts, *, path="", vocab_size=8_000, algorithm="bpe", sample_lines=1_000_000, specials=()):
     """Loads a SentencePiece model, or trains one on `texts`.
 
     Args:
         texts: () -> iterator of str, to train on.
         path: a .model file to load; "" trains. Files from elsewhere may lose white space.
-        vocab_size: ids of a trained model, bytes and special tokens (261) included.
+        vocab_size: ids of a trained model, bytes and special tokens (262) included.
         algorithm: "bpe" or "unigram".
         sample_lines: most lines to train on, drawn from all of the texts.
+        specials: further special tokens of a trained model, such as ("<|im_start|>",); no text
+            produces them.
 
     Raises:
         TokenizerError: no such file, a damaged one, no texts, or a vocabulary that cannot be.
     """
     if path:
+        base.refuse_specials(specials, path)
         return SentencePieceTokenizer(guard.read(path), False)
     if algorithm not in ALGORITHMS:
         raise base.TokenizerError(
             f"algorithm={algorithm!r} is unknown. Known: {', '.join(ALGORITHMS)}."
         )
-    return SentencePieceTokenizer(_train(texts, vocab_size, algorithm, sample_lines), True)
+    controls = [name for name in base.special_tokens(specials) if name not in CONTROLS]
+    model = _train(texts, vocab_size, algorithm, sample_lines, controls)
+    return SentencePieceTokenizer(model, True)
 
 
-def _train(texts, vocab_size, algorithm, sample_lines):
+def _train(texts, vocab_size, algorithm, sample_lines, controls):
     """Trains a model whose round trip loses nothing; the same texts give the same bytes."""
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(0)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=_lines(texts, base.any_of([*CONTROLS, *controls])),
             model_writer=model,
             model_type=algorithm,
             vocab_size=vocab_size,
@@ -90,7 +109,8 @@ def _train(texts, vocab_size, algorithm, sample_lines):
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
             byte_fallback=True,
-            user_defined_symbols=["\n"],
+            user_defined_symbols=["\n", "\n\n"],
+            control_symbols=controls,
             pad_id=0,
             eos_id=1,
             unk_id=2,
@@ -106,11 +126,10 @@ def _train(texts, vocab_size, algorithm, sample_lines):
     return model.getvalue()
 
 
-def _lines(texts):
-    """Yields the lines of texts, cut where they are too long for the trainer."""
-    for text in texts():
-        base.utf8(text)
-        for line in text.replace(SPACE_MARK, " ").split("\n"):
+def _lines(texts, cut):
+    """Yields the lines of texts, cut where they are too long for the trainer or `cut` matches."""
+    for part in base.parts(texts, cut):
+        for line in part.replace(base.SPACE_MARK, " ").split("\n"):
             for start in range(0, len(line), LINE_CHARACTERS):
                 yield line[start : start + LINE_CHARACTERS]
 

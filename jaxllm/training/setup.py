@@ -249,7 +249,7 @@ def vocabulary(config):
     section = config.tokenizer
     if section.kind in ("byte", "saved") or section.get("path"):
         return tokenizers.make(section, ()).vocab_size
-    if section.kind == "sentencepiece":
+    if section.kind in ("sentencepiece", "hf"):
         return section.vocab_size
     raise ConfigError(
         f"config.model.vocab is not set, and with tokenizer.kind={section.kind!r} only the text "
