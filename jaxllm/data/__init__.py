@@ -4,7 +4,17 @@ import pathlib
 
 from jaxllm import config as configs
 from jaxllm.config import ConfigError
-from jaxllm.data import build, shards, sources, tfds_source
+from jaxllm.data import (
+    archives,
+    build,
+    code,
+    html,
+    shards,
+    sources,
+    tables,
+    tfds_source,
+    warc,
+)
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture, quotas
 from jaxllm.data.prefetch import Prefetch
@@ -15,6 +25,13 @@ SOURCES = {
     "shakespeare": sources.shakespeare,
     "text": sources.text,
     "jsonl": sources.jsonl,
+    "html": html.make,
+    "csv": tables.csv_files,
+    "parquet": tables.parquet,
+    "hf_dataset": tables.hf_dataset,
+    "archive": archives.make,
+    "warc": warc.make,
+    "code": code.make,
     "tfds": tfds_source.make,
     "synthetic": sources.synthetic,
 }
