@@ -36,9 +36,10 @@ from jaxllm.corpus.documents import Document
 from jaxllm.data import shards
 from jaxllm.data.errors import BadInput
 
-VERSION = 1  # of what the passes make; a higher one redoes all
+VERSION = 2  # of what the passes make; a higher one redoes all
 SPLITS = ("train", "validation", "test")
 _SHARD_TEXT = 1 << 23  # characters of a shard of documents
+_TASK_BYTES = 1 << 23  # of small files that are read by one task
 
 
 class Task(NamedTuple):
@@ -106,10 +107,14 @@ class Corpus:
         described = {name: source.describe() for name, source in sources.items()}
         before = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.raw = self._folder("read", before, "sources", "bad_input")
-        found = self._map(read_source, self.raw, sorted(sources))
+        more = dict(task for name in sorted(sources) for task in read_tasks(name, sources[name]))
+        found = self._map(read_source, self.raw, list(more), more)
         self._add(found)
         self.shards = [name for one in found for name in one["shards"]]
-        self.skipped = {name: one["skipped"] for name, one in zip(sources, found, strict=True)}
+        self.skipped = {name: {} for name in sources}
+        for task, one in zip(more.values(), found, strict=True):
+            for reason, example in one["skipped"].items():
+                self.skipped[task["source"]].setdefault(reason, example)
 
     def clean(self):
         """Standardises, identifies languages, filters; and looks for what copies have in common."""
@@ -232,10 +237,30 @@ def _options(config):
     return duplicates.Options(**section)
 
 
+def read_tasks(name, source):
+    """Yields (name of a task, what it needs) of a source; they do not depend on who runs them.
+
+    A file is a task, small ones in a row are one; what reads no files is one too.
+    """
+    if not isinstance(source, data.FileSource):
+        yield f"{name}-00000", {"source": name, "files": None}
+        return
+    first, size, sizes = 0, 0, source.sizes()
+    for i in range(len(sizes)):
+        size += sizes[i]
+        if i + 1 == len(sizes) or size + sizes[i + 1] > _TASK_BYTES:
+            some = source.only(*source.paths[first : i + 1])
+            yield f"{name}-{first:05d}", {"source": name, "files": some}
+            first, size = i + 1, 0
+
+
 def read_source(task):
-    """Reads one source into shards; returns the bytes of its text."""
-    config = _config(task)
-    source = data.make_sources(config)[task.name]
+    """Reads some files of a source into shards NAME-FFFFF-PPPPP; returns the bytes of their text.
+
+    FFFFF is the number of the first file and PPPPP that of the shard.
+    """
+    config, name = _config(task), task.more["source"]
+    source = task.more["files"] or data.make_sources(config)[name]
     bad, found, names = BadInput(config.bad_input), report.Report(), []
     some, size = [], 0
     folder = pathlib.Path(task.folder)
@@ -245,7 +270,7 @@ def read_source(task):
         documents.write(folder / f"{names[-1]}.jsonl.zst", some)
 
     for one in source.documents(bad):
-        some.append(Document(one.where, task.name, one.text, {}))
+        some.append(Document(one.where, name, one.text, dict(one.notes)))
         size += len(one.text)
         found.documents["out"] += 1
         found.bytes["out"] += len(one.text.encode())

@@ -18,7 +18,7 @@ from jaxllm.data import (
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture, quotas
 from jaxllm.data.prefetch import Prefetch
-from jaxllm.data.sources import Document
+from jaxllm.data.sources import Document, FileSource
 from jaxllm.data.windows import Source, empty_batch
 
 SOURCES = {
@@ -40,6 +40,7 @@ __all__ = [
     "SOURCES",
     "DataError",
     "Document",
+    "FileSource",
     "Mixture",
     "Prefetch",
     "Source",

@@ -135,10 +135,11 @@ def read_archive(path, bad, field, separator, limit, ratio, total):
             return
         budget = _budget(size, ratio, total)
         read = _zip_members if is_zip else _tar_members
-        count = 0
+        empty = True
         try:
             members = read(path, file, bad, budget, ratio, total)
-            for count, (member, own) in enumerate(members, 1):
+            for member, own in members:
+                empty = False
                 if member:
                     yield from _documents(member, budget, own, bad, options)
         except _BombError as error:
@@ -147,7 +148,7 @@ def read_archive(path, bad, field, separator, limit, ratio, total):
         except (_DamageError, files.CorruptError, tarfile.TarError, zipfile.BadZipFile) as error:
             bad("corrupt archive", path, str(error))
             return
-        if not count:
+        if empty:
             bad("empty archive", path, "it has no members")
 
 

@@ -70,21 +70,22 @@ LANGUAGES = {  # language: what its files' names end in, or whole names
 }
 _OF = {end: language for language, ends in LANGUAGES.items() for end in ends.split()}
 
-_VENDORED = frozenset(
-    "node_modules bower_components vendor vendored third_party third-party thirdparty external "
-    "externals site-packages dist-packages venv .venv env .tox .git .hg .svn __pycache__ Pods "
-    ".eggs .cargo .yarn".split()
-)
+_VENDORED = {
+    *("node_modules", "bower_components", "vendor", "vendored", "third_party", "third-party"),
+    *("thirdparty", "external", "externals", "site-packages", "dist-packages", "venv", ".venv"),
+    *("env", ".tox", ".git", ".hg", ".svn", "__pycache__", "Pods", ".eggs", ".cargo", ".yarn"),
+}
 _MINIFIED = re.compile(r"[.-]min\.(js|mjs|css)$|\.bundle\.js$|\.map$")
 _LONG_LINES = 500  # mean characters of a line of what nobody typed
 _LICENCE = re.compile(r"(?i)^(licen[cs]e|copying|unlicense|copyright)([-._].*)?$")
 _LICENCES = {  # SPDX identifier: words that only its text has; the first that fits counts
-    "AGPL-3.0": "gnu affero general public license",
-    "LGPL": "gnu lesser general public license",
+    "MPL-2.0": "mozilla public license version 2.0",
+    "AGPL-3.0": "gnu affero general public license version 3",
+    "LGPL-3.0": "gnu lesser general public license version 3",
+    "LGPL-2.1": "gnu lesser general public license version 2.1",
     "GPL-3.0": "gnu general public license version 3",
     "GPL-2.0": "gnu general public license version 2",
     "Apache-2.0": "apache license version 2.0",
-    "MPL-2.0": "mozilla public license version 2.0",
     "BSL-1.0": "boost software license",
     "Unlicense": "this is free and unencumbered software released into the public domain",
     "CC0-1.0": "cc0 1.0 universal",

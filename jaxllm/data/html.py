@@ -13,24 +13,31 @@ import re
 from jaxllm.data import files
 from jaxllm.data.sources import LIMIT_BYTES, Document, FileSource
 
+
+def _words(text):
+    return frozenset(text.split())
+
+
 # Elements left out with all that they hold.
-DROPPED = frozenset(
+DROPPED = _words(
     "script style nav header footer aside noscript template svg math iframe object canvas audio "
-    "video button select datalist textarea dialog menu map head".split()
+    "video button select datalist textarea dialog menu map head"
 )
 # Elements whose content is no markup: it ends at their end tag.
-_RAW = frozenset("script style textarea title iframe noembed noframes noscript xmp".split())
+_RAW = _words("script style textarea title iframe noembed noframes noscript xmp")
 # Newlines around blocks: 2 leave a line empty.
 _GAPS = {
-    **dict.fromkeys("p h1 h2 h3 h4 h5 h6 pre blockquote ul ol dl table figure hr".split(), 2),
+    **dict.fromkeys(_words("p h1 h2 h3 h4 h5 h6 pre blockquote ul ol dl table figure hr"), 2),
     **dict.fromkeys(
-        "div section article main body html li dt dd tr caption address form fieldset details "
-        "summary figcaption thead tbody tfoot center legend td th".split(),
+        _words(
+            "div section article main body html li dt dd tr caption address form fieldset details "
+            "summary figcaption thead tbody tfoot center legend td th"
+        ),
         1,
     ),
 }
 _INLINE_BLOCKS = frozenset(("td", "th"))  # kept on the line of their row
-_VOID = frozenset("br hr img input meta link wbr".split())
+_VOID = _words("br hr img input meta link wbr")
 _KEPT = frozenset(_GAPS) | DROPPED
 _CLOSES = {  # a start tag: what it ends where that stands open innermost
     "li": {"li", "p"},
@@ -40,7 +47,9 @@ _CLOSES = {  # a start tag: what it ends where that stands open innermost
     "dt": {"dt", "dd"},
     "dd": {"dt", "dd"},
     "body": {"head"},
-    **dict.fromkeys("p h1 h2 h3 h4 h5 h6 ul ol div pre table blockquote section".split(), {"p"}),
+    **dict.fromkeys(
+        _words("p h1 h2 h3 h4 h5 h6 ul ol div pre table blockquote section"), _words("p")
+    ),
 }
 
 _NAME = re.compile(r"</?([a-zA-Z][^\s/>]*+)")
@@ -54,11 +63,11 @@ _BAD_TAGS = 64  # with a quote that never ends, before tags are taken to end at 
 _CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
 _HEAD_BYTES = 4096
 _CODECS = {  # https://encoding.spec.whatwg.org/#names-and-labels, those that pages still have
-    **dict.fromkeys("utf-8 utf8 utf-16 utf-16le utf-16be unicode".split(), "utf-8"),
-    **dict.fromkeys("iso-8859-1 latin1 latin-1 l1 ascii us-ascii windows-1252".split(), "cp1252"),
-    **dict.fromkeys("gb2312 gbk gb18030 x-gbk euc-cn".split(), "gb18030"),
-    **dict.fromkeys("shift_jis shift-jis sjis x-sjis windows-31j".split(), "cp932"),
-    **dict.fromkeys("euc-kr ks_c_5601-1987 ksc5601 windows-949".split(), "cp949"),
+    **dict.fromkeys(_words("utf-8 utf8 utf-16 utf-16le utf-16be unicode"), "utf-8"),
+    **dict.fromkeys(_words("iso-8859-1 latin1 latin-1 l1 ascii us-ascii windows-1252"), "cp1252"),
+    **dict.fromkeys(_words("gb2312 gbk gb18030 x-gbk euc-cn"), "gb18030"),
+    **dict.fromkeys(_words("shift_jis shift-jis sjis x-sjis windows-31j"), "cp932"),
+    **dict.fromkeys(_words("euc-kr ks_c_5601-1987 ksc5601 windows-949"), "cp949"),
     **{f"iso-8859-{n}": f"iso8859-{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)},
     **{f"windows-125{n}": f"cp125{n}" for n in (0, 1, 3, 4, 5, 6, 7, 8)},
     **{"iso-8859-9": "cp1254", "iso-8859-11": "cp874", "tis-620": "cp874", "windows-874": "cp874"},
