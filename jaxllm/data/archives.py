@@ -52,9 +52,10 @@ class _Budget:
     def spend(self, pieces):
         """Yields pieces of bytes as long as they fit."""
         for piece in pieces:
-            self._left -= len(piece)
-            if self._left < 0:
+            if len(piece) > self._left:
+                yield piece[: self._left]
                 raise _BombError(self)
+            self._left -= len(piece)
             yield piece
 
 

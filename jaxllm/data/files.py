@@ -192,18 +192,16 @@ class Stream:
     def __init__(self, pieces):
         self._pieces, self._piece, self._at = iter(pieces), b"", 0
 
-    def read(self, size=-1):
-        parts, wanted = [], size if size >= 0 else float("inf")
-        while wanted > 0:
-            if self._at == len(self._piece):
-                self._piece, self._at = next(self._pieces, b""), 0
-                if not self._piece:
-                    break
-            end = min(len(self._piece), self._at + wanted)
-            parts.append(self._piece[self._at : end])
-            wanted -= end - self._at
-            self._at = end
-        return b"".join(parts)
+    def read(self, size):
+        """Returns at most `size` bytes, fewer where a piece ends, none where all do."""
+        while self._at == len(self._piece):
+            self._piece, self._at = next(self._pieces, None), 0
+            if self._piece is None:
+                self._piece = b""
+                return b""
+        found = self._piece[self._at : self._at + size]
+        self._at += len(found)
+        return found
 
     def __enter__(self):
         return self

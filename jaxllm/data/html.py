@@ -148,6 +148,7 @@ class _Page:
 
     def _break(self, newlines):
         if self.parts:
+            self.parts[-1] = self.parts[-1].rstrip("\n")  # of code
             self._gap = max(self._gap, newlines)
         self._space = False
 

@@ -172,7 +172,7 @@ def _document(value, field, limit, where, bad):
 def _row_groups(arrow, file, path, field, bad):
     """Yields the column of a Parquet file as arrays of bytes; of a bad row group, its rows."""
     try:
-        table = arrow.parquet.ParquetFile(file)
+        table = arrow.parquet.ParquetFile(file, page_checksum_verification=True)
         schema = table.schema_arrow
     except (arrow.ArrowException, OSError) as error:
         bad("corrupt file", path, _line(error))

@@ -17,6 +17,7 @@ def _library():
         import warcio.archiveiterator
         import warcio.exceptions
         import warcio.limitreader
+        import warcio.statusandheaders
     except ImportError as error:
         raise DataError(
             f"A warc source needs warcio ({error}).\n"
@@ -29,7 +30,9 @@ def read_warc(path, bad, limit):
     """Yields the Documents of a WARC or WET file; see `make`."""
     library = _library()
     stream = files.Stream(files.chunks(path))
-    records, line = library.archiveiterator.WARCIterator(stream), None
+    # HTTP headers are parsed here, lest broken ones end the file.
+    records = library.archiveiterator.WARCIterator(stream, no_record_parse=True)
+    reader, line = records.reader, None
     for number in itertools.count(1):
         where = f"{path}:{number}"
         try:
@@ -43,19 +46,22 @@ def read_warc(path, bad, limit):
                 return
             if not isinstance(record.raw_stream, library.limitreader.LimitReader):
                 raise library.exceptions.ArchiveLoadFailed("the record does not say its length")
-            document = _document(record, where, bad, limit)
+            where = f"{where}:{record.rec_headers.get_header('WARC-Target-URI') or ''}"
+            kind, charset = _text_kind(library, records.loader, record)
+            data = _content(record, limit) if kind else b""
             while record.raw_stream.read(files.CHUNK_BYTES):
                 pass
-            if record.raw_stream.limit:
-                bad("corrupt compressed data", where, "the file ends inside a record")
-                return
-            if document is not None:
-                yield document
         except library.exceptions.ArchiveLoadFailed as error:
             bad("broken record", where, str(error).strip().splitlines()[0][:300])
-            line = _next_record(records.reader)
+            line = _next_record(reader)
             if not line:
                 return
+            continue
+        if record.raw_stream.limit:
+            bad("corrupt compressed data", where, "the file ends inside a record")
+            return
+        if kind and (document := _document(record, kind, charset, data, where, bad)):
+            yield document
 
 
 def _next_record(reader):
@@ -68,47 +74,57 @@ def _next_record(reader):
     return b""
 
 
-def _document(record, where, bad, limit):
-    """Returns the Document of a record, or None: it holds no text, or was reported to `bad`."""
+def _text_kind(library, loader, record):
+    """Returns (media type, charset) of a record that holds text, else ("", ""); parses HTTP."""
     uri = record.rec_headers.get_header("WARC-Target-URI") or ""
-    where, notes = f"{where}:{uri}", {"url": uri}
     if record.rec_type == "conversion":
-        kind, charset = "text/plain", "utf-8"
-    elif record.rec_type == "response" and record.http_headers:
-        if not (record.http_headers.get_statuscode() or "").startswith("2"):
-            return None
-        kind, charset = _content_type(record.http_headers)
-        encoding = record.http_headers.get_header("Content-Encoding") or ""
-        if kind in (*_PAGES, "text/plain") and encoding.strip().lower() not in _ENCODINGS:
-            return bad("unknown content encoding", where, encoding)
-    else:
-        return None
-    if kind not in (*_PAGES, "text/plain"):
-        return None
-    parts, size = [], 0
-    content = record.content_stream()
+        return "text/plain", "utf-8"
+    if record.rec_type != "response" or not uri:
+        return "", ""
+    try:
+        headers = loader.load_http_headers("response", uri, record.raw_stream, record.length)
+    except (library.statusandheaders.StatusAndHeadersParserException, EOFError):
+        return "broken", ""
+    status = "404" if headers is None else headers.get_statuscode()
+    if not status.startswith("2"):
+        return ("", "") if status.isdigit() else ("broken", "")
+    record.http_headers = headers
+    kind, _, rest = (headers.get_header("Content-Type") or _PAGES[0]).partition(";")
+    charset = rest.lower().partition("charset=")[2].partition(";")[0].strip(" \"'")
+    kind = kind.strip().lower()
+    return (kind, charset) if kind in (*_PAGES, "text/plain") else ("", "")
+
+
+def _content(record, limit):
+    """Returns a record's bytes without transfer and content encoding; None if too many."""
+    parts, size, content = [], 0, record.content_stream()
     while part := content.read(_LINE_BYTES):
         parts.append(part)
         size += len(part)
         if size > limit:
-            return bad("document too long", where, f"longer than {limit:,} bytes; set limit")
-    data = b"".join(parts)
+            return None
+    return b"".join(parts)
+
+
+def _document(record, kind, charset, data, where, bad):
+    """Returns the Document of a record's bytes, or None after reporting it to `bad`."""
+    if kind == "broken":
+        return bad("broken HTTP headers", where)
+    headers = record.http_headers
+    encoding = ((headers and headers.get_header("Content-Encoding")) or "").strip().lower()
+    if (encoding or "").strip().lower() not in _ENCODINGS:
+        return bad("unknown content encoding", where, encoding)
+    if data is None:
+        return bad("document too long", where, "it has more bytes than the limit; set limit")
     if not data:
         return bad("empty text", where, "the record has none")
+    notes = {"url": record.rec_headers.get_header("WARC-Target-URI") or ""}
     if kind in _PAGES:
         return html.page_document(data, where, bad, charset, notes)
     try:
-        text = html.decode(data, charset)
+        return Document(html.decode(data, charset), where, notes)
     except UnicodeDecodeError as error:
         return bad("undecodable bytes", where, f"{error.reason} ({error.encoding})")
-    return Document(text, where, notes)
-
-
-def _content_type(headers):
-    """Returns (media type, charset) that a server said; HTML where it said nothing."""
-    kind, _, rest = (headers.get_header("Content-Type") or "text/html").partition(";")
-    charset = rest.lower().partition("charset=")[2].partition(";")[0].strip(" \"'")
-    return kind.strip().lower(), charset
 
 
 def make(*, path="", limit=LIMIT_BYTES):
