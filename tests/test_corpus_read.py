@@ -13,7 +13,7 @@ from jaxllm.corpus import documents, passes
 def corpus(tmp_path, name, **changes):
     config = base.get_config()
     sources = {"b": {"kind": "jsonl", "path": str(tmp_path / "in")}}
-    config.sources = {**sources, "a": {"kind": "synthetic", "documents": 7}}
+    config.sources = {**sources, "a": {"kind": "synthetic", "documents": 7, "words": 5}}
     config.update(changes)
     return passes.Corpus(config, tmp_path / name)
 
