@@ -16,7 +16,7 @@ import pytest
 
 from configs.data import base
 from jaxllm.config import ConfigError
-from jaxllm.corpus import card, documents, export, passes, pictures, record
+from jaxllm.corpus import card, documents, export, passes, pictures, record, tasks
 from jaxllm.data import shards
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -97,7 +97,7 @@ def test_the_stages_of_a_card_are_what_became_of_the_documents(tmp_path):
     assert rows["EMAIL"] == ["EMAIL", "2", "2"]
     left = [one for name in corpus.shards for one in corpus.texts()]
     assert rows["train"][1] == str(
-        sum(passes.split_of(text, corpus.config.splits) == "train" for text in left)
+        sum(tasks.split_of(text, corpus.config.splits) == "train" for text in left)
     )
 
 
@@ -113,7 +113,8 @@ def test_the_manifest_holds_the_hashes_of_sources_and_files(tmp_path):
         }
     ]
     texts = "".join(text + "\0" for text in some_texts()).encode()
-    assert source["sha256"] == hashlib.sha256(texts).hexdigest()
+    of_task = hashlib.sha256(texts).hexdigest()
+    assert source["sha256"] == hashlib.sha256(of_task.encode()).hexdigest()
     assert (source["documents"], source["documents_left"]) == (48, 33)
     assert source["bytes_left"] == sum(len(text.encode()) for text in corpus.texts())
     made = {"README.md", "manifest.json", "timings.json"}
@@ -315,7 +316,7 @@ def test_the_code_is_told_by_commit_or_by_version(tmp_path):
 
 def by_split(corpus):
     """{split: [text]} as the token shards have them, each in its order."""
-    found = {split: [] for split in passes.SPLITS}
+    found = {split: [] for split in tasks.SPLITS}
     manifest = shards.read_manifest(corpus.result)
     for split, texts in found.items():
         stream = shards.TokenStream(corpus.result, manifest, split)

@@ -12,7 +12,7 @@ import os
 import shutil
 
 from jaxllm.config import ConfigError
-from jaxllm.corpus import documents, passes
+from jaxllm.corpus import documents, tasks
 from jaxllm.data import shards
 
 NEEDS = "pip install -r requirements-prepare.txt"
@@ -52,9 +52,9 @@ def write(corpus, kind, file_bytes=_FILE_BYTES):
     inside = partial / folder
     inside.mkdir(parents=True)
     try:
-        files = {split: _Files(library(kind), inside, split, file_bytes) for split in passes.SPLITS}
+        files = {split: _Files(library(kind), inside, split, file_bytes) for split in tasks.SPLITS}
         for record in records(corpus):
-            split = passes.split_of(record["text"], corpus.config.splits)
+            split = tasks.split_of(record["text"], corpus.config.splits)
             files[split].write(encode(record), len(record["text"].encode()))
         parts = {split: one.close(name_of) for split, one in files.items()}
         for name, data in describe(corpus, parts).items():

@@ -15,10 +15,8 @@ report is written last: a pass that was killed goes on with the shards that have
 import hashlib
 import json
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxllm import data, tokenizers
 from jaxllm.config import make
@@ -28,35 +26,16 @@ from jaxllm.corpus import (
     documents,
     duplicates,
     executors,
-    language,
     privacy,
-    quality,
     record,
     report,
-    standardise,
+    tasks,
 )
-from jaxllm.corpus.documents import Document
 from jaxllm.data import prepared, shards
-from jaxllm.data.errors import BadInput
+from jaxllm.data.errors import BadInput, DataError
 
 VERSION = 2  # of what the passes make; a higher one redoes all
-SPLITS = ("train", "validation", "test")
-
-
-class Task(NamedTuple):
-    """What a worker is told.
-
-    Attributes:
-        config: the whole config as plain data.
-        folder: that the pass writes to.
-        name: of the shard or file.
-        more: whatever else the pass needs.
-    """
-
-    config: dict
-    folder: str
-    name: str
-    more: dict
+_TASK_BYTES = 1 << 23  # of small files that are read by one task
 
 
 class Corpus:
@@ -72,7 +51,7 @@ class Corpus:
 
     def __init__(self, config, workdir):
         data.make_sources(config, "sources")
-        clean_stages(config)
+        tasks.clean_stages(config)
         privacy.make(config.privacy)
         self._execute = make(executors.EXECUTORS, config.executor, "executor")
         self.config, self.workdir = config, pathlib.Path(workdir)
@@ -98,10 +77,10 @@ class Corpus:
         """Runs a pass over all shards that have no report yet; returns all reports."""
         folder.mkdir(parents=True, exist_ok=True)
         missing = [name for name in names if not (folder / f"{name}.json").is_file()]
-        plain = _plain(self.config)
-        tasks = [Task(plain, str(folder), name, (more or {}).get(name, {})) for name in missing]
-        progress = executors.Progress(folder.name.rpartition("-")[0], len(tasks))
-        self._execute(function, tasks, self.config.workers, folder, progress)
+        plain, more = _plain(self.config), more or {}
+        todo = [tasks.Task(plain, str(folder), name, more.get(name, {})) for name in missing]
+        progress = executors.Progress(folder.name.rpartition("-")[0], len(todo))
+        self._execute(function, todo, self.config.workers, folder, progress)
         return [json.loads((folder / f"{name}.json").read_text()) for name in names]
 
     def _add(self, found):
@@ -116,18 +95,22 @@ class Corpus:
         described = {name: source.describe() for name, source in sources.items()}
         before = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.raw = self._folder("read", before, "sources", "bad_input", "shard_mb")
-        found = self._map(read_source, self.raw, sorted(sources))
+        more = dict(task for name in sorted(sources) for task in read_tasks(name, sources[name]))
+        found = self._map(tasks.read_source, self.raw, list(more), more)
         self._add(found)
         self.shards = [name for one in found for name in one["shards"]]
-        for name, one in zip(sorted(sources), found, strict=True):
-            self.sources[name] = record.source(sources[name].describe(), one)
+        for name, source in sources.items():
+            parts = [o for t, o in zip(more.values(), found, strict=True) if t["source"] == name]
+            self.sources[name] = record.source(source.describe(), parts)
+        if not self.shards:
+            raise DataError("The sources yield no text at all.")
 
     def clean(self):
         """Standardises, identifies languages, filters; and looks for what copies have in common."""
         sections = ("standardise", "language", "quality", "duplicates")
         self.cleaned = self._folder("clean", self.raw.name, *sections)
         more = {name: {"raw": str(self.raw)} for name in self.shards}
-        self._add(self._map(clean_shard, self.cleaned, self.shards, more))
+        self._add(self._map(tasks.clean_shard, self.cleaned, self.shards, more))
 
     def find_duplicates(self):
         """Finds the copies among all shards."""
@@ -138,7 +121,7 @@ class Corpus:
             for name in self.shards:
                 with np.load(self.cleaned / f"{name}.npz", allow_pickle=False) as saved:
                     parts.append(duplicates.Signatures(saved["text"], saved["minhash"]))
-            found = duplicates.find(parts, _options(self.config))
+            found = duplicates.find(parts, tasks.duplicate_options(self.config))
             counts = np.array([len(part.text) for part in parts])
             with documents.replacing(done) as file:
                 np.savez(file, original=found.original, exact=found.exact, counts=counts)
@@ -164,7 +147,7 @@ class Corpus:
                 "firsts": {k - int(end - count): size for k, size in firsts.get(i, {}).items()},
                 "evaluation": evaluation,
             }
-        found = self._map(finish_shard, self.final, self.shards, more)
+        found = self._map(tasks.finish_shard, self.final, self.shards, more)
         self._add(found)
         shown = [one for part in found for one in part["firsts"]]
         self.groups["largest"] = sorted(shown, key=lambda one: -one["documents"])
@@ -199,10 +182,10 @@ class Corpus:
             name: {"final": str(self.final), "tokenizer": str(self.tokenizer_place)}
             for name in self.shards
         }
-        found = self._map(encode_shard, folder, self.shards, more)
+        found = self._map(tasks.encode_shard, folder, self.shards, more)
         self._add(found)
         for name, one in zip(self.shards, found, strict=True):
-            record.count_left(self.sources[name.rpartition("-")[0]], one["reports"]["tokens"])
+            record.count_left(self.sources[name.rsplit("-", 2)[0]], one["reports"]["tokens"])
         self.result = self._folder("corpus", folder.name, "card")
         if not (self.result / shards.MANIFEST).is_file():
             self._join(folder)
@@ -223,7 +206,7 @@ class Corpus:
         size = self.tokenizer.vocab_size
         writers = {
             split: shards.SplitWriter(self.result, split, size, shards.SHARD_TOKENS)
-            for split in SPLITS
+            for split in tasks.SPLITS
         }
         for name in self.shards:
             with np.load(folder / f"{name}.npz", allow_pickle=False) as saved:
@@ -261,154 +244,18 @@ def _plain(config):
     return json.loads(config.to_json_best_effort())
 
 
-def _options(config):
-    section = dict(config["duplicates"])
-    return duplicates.Options(**section)
+def read_tasks(name, source):
+    """Yields (name of a task, what it needs) of a source; they do not depend on who runs them.
 
-
-def read_source(task):
-    """Reads one source into shards; returns the bytes of its text."""
-    config = _config(task)
-    source = data.make_sources(config, "sources")[task.name]
-    bad, found, names = BadInput(config.bad_input), report.Report(), []
-    some, size, digest = [], 0, hashlib.sha256()
-    folder = pathlib.Path(task.folder)
-
-    def write():
-        names.append(f"{task.name}-{len(names):05d}")
-        documents.write(folder / f"{names[-1]}.jsonl.zst", some)
-
-    for one in source.documents(bad):
-        some.append(Document(one.where, task.name, one.text, {}))
-        size += len(one.text)
-        raw = one.text.encode()
-        digest.update(raw + b"\0")
-        found.documents["out"] += 1
-        found.bytes["out"] += len(raw)
-        found.measure(one.text)
-        if size > config.shard_mb * 1e6:
-            write()
-            some, size = [], 0
-    if some:
-        write()
-    found.dropped.update(bad.counts)
-    found.documents["in"] = found.documents["out"] + sum(bad.counts.values())
-    found.bytes["in"] = found.bytes["out"]
-    skipped = {reason: bad.examples[reason] for reason in bad.counts}
-    hashes = {"sha256": digest.hexdigest(), "files": record.hashes(source.describe())}
-    _finish(task, {"read": found}, shards=names, skipped=skipped, **hashes)
-    return found.bytes["out"]
-
-
-def clean_shard(task):
-    """Cleans one shard; returns the bytes of its text."""
-    config = _config(task)
-    raw = pathlib.Path(task.more["raw"]) / f"{task.name}.jsonl.zst"
-    left, reports = run_stages(clean_stages(config), list(documents.read(raw)), config)
-    folder = pathlib.Path(task.folder)
-    signed = duplicates.signatures([document.text for document in left], _options(config))
-    documents.write(folder / f"{task.name}.jsonl.zst", left)
-    with documents.replacing(folder / f"{task.name}.npz") as file:
-        np.savez(file, text=signed.text, minhash=signed.minhash)
-    _finish(task, reports)
-    return reports["standardise"].bytes["in"]
-
-
-def clean_stages(config):
-    """{name: stage} of the cleaning pass."""
-    stages = {"standardise": standardise.make(config.standardise)}
-    if config.language.on:
-        stages["language"] = language.make(config.language)
-    stages["quality"] = quality.make(config.quality)
-    return stages
-
-
-def run_stages(stages, left, config):
-    """Runs stages one after another; returns ([Document], {name: Report})."""
-    reports, shown = {}, privacy.shown(config.privacy)
-    for name, stage in stages.items():
-        left, reports[name] = report.run(stage, left, shown)
-    return left, reports
-
-
-def finish_shard(task):
-    """Drops copies, text of evaluation sets and personal data from a shard."""
-    config = _config(task)
-    cleaned = pathlib.Path(task.more["cleaned"]) / f"{task.name}.jsonl.zst"
-    some = list(documents.read(cleaned))
-    kinds = {document.id: k for document, k in zip(some, task.more["copies"], strict=True) if k}
-
-    def drop_copies(some, found):
-        for document in some:
-            if document.id in kinds:
-                found.drop(("", "exact copy", "near copy")[kinds[document.id]], document)
-        return [document for document in some if document.id not in kinds]
-
-    section = config.decontaminate
-    stages = {
-        "duplicates": drop_copies,
-        "decontaminate": decontaminate.make(task.more["evaluation"], section.ngram, section.most),
-        "privacy": privacy.make(config.privacy),
-    }
-    shown = privacy.shown(config.privacy)
-    firsts = [
-        {"documents": size, "id": some[i].id, "text": shown(some[i])[: report.EXCERPT]}
-        for i, size in task.more["firsts"].items()
-    ]
-    left, reports = run_stages(stages, some, config)
-    documents.write(pathlib.Path(task.folder) / f"{task.name}.jsonl.zst", left)
-    _finish(task, reports, firsts=firsts)
-    return reports["duplicates"].bytes["in"]
-
-
-def encode_shard(task):
-    """Encodes a shard; returns the bytes of its text."""
-    config, tokenizer = _config(task), tokenizers.load(task.more["tokenizer"])
-    dtype = shards.id_dtype(tokenizer.vocab_size)
-    parts = {split: ([], [0, 0]) for split in SPLITS}
-    end = [tokenizer.eos] if tokenizer.eos >= 0 else []
-
-    def stage(some, found):
-        for document in some:
-            split = split_of(document.text, config.splits)
-            ids, sizes = parts[split]
-            encoded = tokenizer.encode(document.text)
-            ids.append(np.concatenate([encoded, end]).astype(dtype))
-            sizes[0] += len(document.text.encode())
-            sizes[1] += len(document.text)
-            found.counts["tokens"] += len(ids[-1])
-            found.counts[f"documents of {split}"] += 1
-            if "language" in document.notes:
-                found.counts[f"language {document.notes['language']}"] += 1
-        return some
-
-    final = pathlib.Path(task.more["final"]) / f"{task.name}.jsonl.zst"
-    _, found = report.run(stage, list(documents.read(final)))
-    saved = {}
-    for split, (ids, sizes) in parts.items():
-        saved[f"{split}.ids"] = np.concatenate([np.zeros(0, dtype), *ids])
-        saved[f"{split}.ends"] = np.cumsum([len(one) for one in ids]).astype(np.int64)
-        saved[f"{split}.sizes"] = np.array(sizes)
-    with documents.replacing(pathlib.Path(task.folder) / f"{task.name}.npz") as file:
-        np.savez(file, **saved)
-    _finish(task, {"tokens": found})
-    return found.bytes["in"]
-
-
-def split_of(text, section):
-    """Which split a document belongs to, by a keyed hash of its text: copies stay together."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=b"jaxllm/split").digest()
-    part = int.from_bytes(digest, "little") / 2**64
-    if part < section.validation:
-        return "validation"
-    return "test" if part < section.validation + section.test else "train"
-
-
-def _config(task):
-    return ConfigDict(task.config)
-
-
-def _finish(task, reports, **more):
-    """Writes a shard's report, which says that it is whole."""
-    data = {"reports": {name: one.as_dict() for name, one in reports.items()}, **more}
-    documents.write_json(pathlib.Path(task.folder) / f"{task.name}.json", data)
+    A file is a task, small ones in a row are one; what reads no files is one too.
+    """
+    if not isinstance(source, data.FileSource):
+        yield f"{name}-00000", {"source": name, "files": None}
+        return
+    first, size, sizes = 0, 0, source.sizes()
+    for i in range(len(sizes)):
+        size += sizes[i]
+        if i + 1 == len(sizes) or size + sizes[i + 1] > _TASK_BYTES:
+            some = source.only(*source.paths[first : i + 1])
+            yield f"{name}-{first:05d}", {"source": name, "files": some}
+            first, size = i + 1, 0

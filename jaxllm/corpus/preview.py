@@ -3,7 +3,7 @@
 import itertools
 
 from jaxllm import data
-from jaxllm.corpus import passes, privacy, report
+from jaxllm.corpus import privacy, report, tasks
 from jaxllm.corpus.documents import Document
 from jaxllm.data.errors import BadInput
 
@@ -27,8 +27,8 @@ def run(config, count):
             Document(one.where, name, one.text, {})
             for one in itertools.islice(source.documents(bad), count)
         ]
-        stages = passes.clean_stages(config) | {"privacy": privacy.make(config.privacy)}
-        _, reports = passes.run_stages(stages, first, config)
+        stages = tasks.clean_stages(config) | {"privacy": privacy.make(config.privacy)}
+        _, reports = tasks.run_stages(stages, first, config)
         read = report.Report()
         read.documents.update({"in": len(first) + sum(bad.counts.values()), "out": len(first)})
         read.dropped.update(bad.counts)

@@ -3,6 +3,7 @@
 Nothing here depends on when, where or how fast it was made: `TIMINGS` holds that.
 """
 
+import hashlib
 import importlib.metadata
 import pathlib
 import subprocess
@@ -20,7 +21,8 @@ def hashes(description):
     Args:
         description: of the source, from `describe`.
     """
-    return {str(path): shards.hash_file(path) for path, *_ in description.get("files", ())}
+    paths = [str(path) for path, *_ in description.get("files", ())]
+    return {path: shards.hash_file(path) for path in paths if pathlib.Path(path).is_file()}
 
 
 def source(description, found):
@@ -28,19 +30,21 @@ def source(description, found):
 
     Args:
         description: from `describe`.
-        found: what the pass that read it wrote.
+        found: [what each task that read some of it wrote].
     """
-    counts = found["reports"]["read"]
+    counts = [one["reports"]["read"] for one in found]
+    texts = hashlib.sha256("".join(one["sha256"] for one in found).encode()).hexdigest()
+    known = {path: value for one in found for path, value in one["files"].items()}
     told = {
         **description,
-        "sha256": found["sha256"],  # of the texts
-        "skipped": found["skipped"],
-        **{what: counts[what].get("out", 0) for what in ("documents", "bytes")},
+        "sha256": texts,
+        "skipped": {reason: text for one in found for reason, text in one["skipped"].items()},
+        **{what: sum(n[what].get("out", 0) for n in counts) for what in ("documents", "bytes")},
         **{f"{what}_left": 0 for what in ("documents", "bytes")},
     }
     if "files" in description:
         told["files"] = [
-            {"file": str(path), "bytes": size, "sha256": found["files"][str(path)]}
+            {"file": str(path), "bytes": size, "sha256": known.get(str(path), "")}
             for path, size, *_ in description["files"]
         ]
     return told

@@ -4,17 +4,35 @@ import pathlib
 
 from jaxllm import config as configs
 from jaxllm.config import ConfigError
-from jaxllm.data import build, prepared, shards, sources, tfds_source
+from jaxllm.data import (
+    archives,
+    build,
+    code,
+    html,
+    prepared,
+    shards,
+    sources,
+    tables,
+    tfds_source,
+    warc,
+)
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture, quotas
 from jaxllm.data.prefetch import Prefetch
-from jaxllm.data.sources import Document
+from jaxllm.data.sources import Document, FileSource
 from jaxllm.data.windows import Source, empty_batch
 
 SOURCES = {
     "shakespeare": sources.shakespeare,
     "text": sources.text,
     "jsonl": sources.jsonl,
+    "html": html.make,
+    "csv": tables.csv_files,
+    "parquet": tables.parquet,
+    "hf_dataset": tables.hf_dataset,
+    "archive": archives.make,
+    "warc": warc.make,
+    "code": code.make,
     "tfds": tfds_source.make,
     "synthetic": sources.synthetic,
     "prepared": prepared.make,
@@ -24,6 +42,7 @@ __all__ = [
     "SOURCES",
     "DataError",
     "Document",
+    "FileSource",
     "Mixture",
     "Prefetch",
     "Source",

@@ -185,7 +185,7 @@ def split_documents(documents, fraction, mode):
 
 
 def _split_one(document, fraction, tail):
-    text, where = document
+    text, where = document.text, document.where
     if tail:
         cut = int(len(text) * (1 - fraction))
         for split, part in (("train", text[:cut]), ("validation", text[cut:])):

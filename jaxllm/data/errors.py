@@ -37,5 +37,12 @@ class BadInput:
                 f"{message}\n  Mend the file, or skip and count such input with "
                 "--config.data.bad_input=skip."
             )
+        self._count(reason, message)
+
+    def leave_out(self, reason, where):
+        """Counts a piece that is sound but no document, such as a binary file; never raises."""
+        self._count(reason, f"{where}: {reason}.")
+
+    def _count(self, reason, message):
         self.counts[reason] += 1
         self.examples.setdefault(reason, message)

@@ -1,13 +1,17 @@
 """Where documents come from: the embedded corpus, text files, JSONL, made-up text.
 
 A source has `documents(bad)`, which yields `Document`s in a fixed order and reports what it
-cannot use to `bad`, and `describe()`, whose value changes whenever the documents might.
+cannot use to `bad`, and `describe()`, whose value changes whenever the documents might. One that
+reads files is a `FileSource`, whose files can be read apart.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
 import random
+import types
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxllm.data import files
@@ -18,81 +22,118 @@ LIMIT_BYTES = 1 << 28
 
 
 class Document(NamedTuple):
-    """One document: its text, and its file and line for messages."""
+    """One document: its text, its file and line for messages, and what else its source knows."""
 
     text: str
     where: str
+    notes: Mapping = types.MappingProxyType({})
 
 
-class TextSource:
-    """Text files: each a document, or cut into documents at a separator."""
+class FileSource:
+    """Documents of files, one file after another.
 
-    def __init__(self, paths, separator, limit_bytes, description):
-        self._paths, self._separator, self._limit = paths, separator, limit_bytes
-        self._description = description
+    Args:
+        kind: as in `SOURCES`.
+        paths: the files.
+        read: generator function of a module, (path, bad, **options) -> Documents.
+        options: its keyword arguments.
+
+    Attributes:
+        paths: the files, in the order in which they are read.
+    """
+
+    def __init__(self, kind, paths, read, options):
+        self.paths = list(paths)
+        self._kind, self._read, self._options = kind, read, options
 
     def describe(self):
-        return self._description()
+        return {"kind": self._kind, "files": files.describe(self.paths), **self._options}
+
+    def sizes(self):
+        """Returns the size in bytes of every file."""
+        return [size for _, size, _ in files.describe(self.paths)]
+
+    def only(self, *paths):
+        """Returns the same source over some of its files."""
+        return FileSource(self._kind, paths, self._read, self._options)
 
     def documents(self, bad=None):
         bad = bad or BadInput()
-        for path in self._paths:
-            yield from self._file(path, bad)
+        for path in self.paths:
+            yield from read_file(path, bad, functools.partial(self._read, **self._options))
 
-    def _file(self, path, bad):
-        decode, parts, size, first_line, empty = files.Decoder(), [], 0, 1, True
-        try:
-            for text in self._texts(path, decode):
-                empty = False
-                pieces = [text]
-                if self._separator:
-                    # The tail of earlier text is joined on, lest a separator be cut in two.
-                    parts.append(text)
-                    pieces = "".join(parts).split(self._separator)
-                    parts, size = [], 0
-                    for piece in pieces[:-1]:
-                        if piece:
-                            yield Document(piece, f"{path}:{first_line}")
-                        first_line += piece.count("\n") + self._separator.count("\n")
-                parts.append(pieces[-1])
-                size += len(pieces[-1])
-                if size > self._limit:
-                    raise files.TooLongError(f"longer than {self._limit:,} characters")
-        except UnicodeDecodeError as error:
-            bad("undecodable bytes", f"{path}:{decode.line}", f"{error.reason} (not UTF-8)")
-            return
-        except files.CorruptError as error:
-            bad("corrupt compressed data", f"{path}:{decode.line}", str(error))
-            return
-        except files.TooLongError as error:
-            bad("document too long", f"{path}:{first_line}", f"{error}; set separator or limit")
-            return
-        if empty:
-            bad("empty file", path)
-        elif size:
-            yield Document("".join(parts), f"{path}:{first_line}")
 
-    @staticmethod
-    def _texts(path, decode):
-        for chunk in files.chunks(path):
-            if text := decode(chunk):
-                yield text
-        if text := decode(b"", final=True):
+def read_file(path, bad, read):
+    """Yields the documents that `read(path, bad)` yields; reports what stops it."""
+    try:
+        yield from read(path, bad)
+    except files.CorruptError as error:
+        bad("corrupt compressed data", path, str(error))
+    except files.TooLongError as error:
+        bad("document too long", path, f"{error}; set limit")
+    except OSError as error:
+        bad("unreadable file", path, str(error))
+
+
+def read_text(path, bad, separator, limit):
+    """Yields the Documents of a text file; see `text`."""
+    decode, parts, size, first_line, empty = files.Decoder(), [], 0, 1, True
+    try:
+        for text in _texts(path, decode):
+            empty = False
+            pieces = [text]
+            if separator:
+                # The tail of earlier text is joined on, lest a separator be cut in two.
+                parts.append(text)
+                pieces = "".join(parts).split(separator)
+                parts, size = [], 0
+                for piece in pieces[:-1]:
+                    if piece:
+                        yield Document(piece, f"{path}:{first_line}")
+                    first_line += piece.count("\n") + separator.count("\n")
+            parts.append(pieces[-1])
+            size += len(pieces[-1])
+            if size > limit:
+                raise files.TooLongError(f"longer than {limit:,} characters")
+    except UnicodeDecodeError as error:
+        bad("undecodable bytes", f"{path}:{decode.line}", f"{error.reason} (not UTF-8)")
+        return
+    except files.CorruptError as error:
+        bad("corrupt compressed data", f"{path}:{decode.line}", str(error))
+        return
+    except files.TooLongError as error:
+        bad("document too long", f"{path}:{first_line}", f"{error}; set separator or limit")
+        return
+    if empty:
+        bad("empty file", path)
+    elif size:
+        yield Document("".join(parts), f"{path}:{first_line}")
+
+
+def _texts(path, decode):
+    for chunk in files.chunks(path):
+        if text := decode(chunk):
             yield text
+    if text := decode(b"", final=True):
+        yield text
+
+
+class Shakespeare(FileSource):
+    """The embedded corpus, the same wherever this package lies."""
+
+    def describe(self):
+        digest = hashlib.sha256(SHAKESPEARE.read_bytes()).hexdigest()
+        return {"kind": "shakespeare", "sha256": digest}
 
 
 def shakespeare():
     """The embedded corpus: tiny Shakespeare, one document of 1,115,394 characters."""
-
-    def description():
-        digest = hashlib.sha256(SHAKESPEARE.read_bytes()).hexdigest()
-        return {"kind": "shakespeare", "sha256": digest}
-
-    return TextSource([SHAKESPEARE], "", LIMIT_BYTES, description)
+    options = {"separator": "", "limit": LIMIT_BYTES}
+    return Shakespeare("shakespeare", [SHAKESPEARE], read_text, options)
 
 
 def text(*, path="", separator="", limit=LIMIT_BYTES):
-    """Text files (.txt, .md, also as .gz or .zst), each one document.
+    """Text files (.txt, .md, also as .gz, .bz2, .xz or .zst), each one document.
 
     Args:
         path: a file, a directory, a glob, or several joined by commas.
@@ -102,43 +143,27 @@ def text(*, path="", separator="", limit=LIMIT_BYTES):
     Raises:
         DataError: no file matches.
     """
-    paths = files.find(path, (".txt", ".md"))
-
-    def description():
-        listing = files.describe(paths)
-        return {"kind": "text", "files": listing, "separator": separator, "limit": limit}
-
-    return TextSource(paths, separator, limit, description)
+    options = {"separator": separator, "limit": limit}
+    return FileSource("text", files.find(path, (".txt", ".md")), read_text, options)
 
 
-class JsonlSource:
-    """JSONL files: each line an object with the text in one field."""
-
-    def __init__(self, paths, field, limit_bytes):
-        self._paths, self._field, self._limit = paths, field, limit_bytes
-
-    def describe(self):
-        listing = files.describe(self._paths)
-        return {"kind": "jsonl", "files": listing, "field": self._field, "limit": self._limit}
-
-    def documents(self, bad=None):
-        bad = bad or BadInput()
-        for path in self._paths:
-            number, empty = 0, True
-            try:
-                for number, line in files.lines(path, self._limit):
-                    empty = False
-                    where = f"{path}:{number}"
-                    document = parse_line(line, self._field, where, bad)
-                    if document is not None:
-                        yield document
-            except files.CorruptError as error:
-                bad("corrupt compressed data", f"{path}:{number + 1}", str(error))
-            except files.TooLongError as error:
-                bad("line too long", f"{path}:{number + 1}", f"{error}; set limit")
-            else:
-                if empty:
-                    bad("empty file", path)
+def read_jsonl(path, bad, field, limit):
+    """Yields the Documents of a JSONL file; see `jsonl`."""
+    number = 0
+    try:
+        for number, line in files.lines(path, limit):
+            where = f"{path}:{number}"
+            if line is None:
+                bad("line too long", where, f"longer than {limit:,} bytes; set limit")
+                continue
+            document = parse_line(line, field, where, bad)
+            if document is not None:
+                yield document
+    except files.CorruptError as error:
+        bad("corrupt compressed data", f"{path}:{number + 1}", str(error))
+        return
+    if not number:
+        bad("empty file", path)
 
 
 def parse_line(line, field, where, bad):
@@ -171,7 +196,7 @@ def check_text(value, field, where, bad):
 
 
 def jsonl(*, path="", field="text", limit=LIMIT_BYTES):
-    """JSONL files (.jsonl, .json, also as .gz or .zst), a document a line.
+    """JSONL files (.jsonl, .json, also as .gz, .bz2, .xz or .zst), a document a line.
 
     Args:
         path: a file, a directory, a glob, or several joined by commas.
@@ -183,7 +208,8 @@ def jsonl(*, path="", field="text", limit=LIMIT_BYTES):
     """
     if not field:
         raise DataError("field is empty; name the field that holds the text.")
-    return JsonlSource(files.find(path, (".jsonl", ".json")), field, limit)
+    options = {"field": field, "limit": limit}
+    return FileSource("jsonl", files.find(path, (".jsonl", ".json")), read_jsonl, options)
 
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
