@@ -171,7 +171,7 @@ def _zip_members(path, file, bad, budget, ratio, total):
             why = "unknown compression"
         if why:
             bad(why, f"{path}:{info.filename}")
-        if why or info.is_dir():
+        if why or info.filename.endswith("/"):
             yield None, None
             continue
         own = _budget(info.compress_size, ratio, total)
