@@ -17,6 +17,7 @@ from tests.reader_files import (
     PACK,
     PAGE,
     TEXTS,
+    as_csv,
     as_dataset,
     as_parquet,
     as_warc,
