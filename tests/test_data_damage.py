@@ -4,6 +4,7 @@ import gzip
 import io
 import lzma
 import os
+import random
 import tarfile
 import zipfile
 
@@ -16,6 +17,7 @@ from tests.reader_files import (
     PACK,
     PAGE,
     TEXTS,
+    as_csv,
     as_dataset,
     as_parquet,
     as_warc,
@@ -280,6 +282,59 @@ def test_bad_input_may_be_skipped_and_what_is_good_survives(tmp_path, name):
         assert len(counts) == 1
     elif "jsonl" in str(source.paths):
         assert texts[-3:] == TEXTS  # of the file after the damaged one
+
+
+def damaged(content, draw):
+    """Bytes with one of the kinds of damage that disks and transfers do."""
+    at, content = draw.randrange(len(content)), bytearray(content)
+    how = draw.randrange(5)
+    if how == 0:
+        content[at] ^= 1 << draw.randrange(8)
+    elif how == 1:
+        del content[at:]
+    elif how == 2:
+        content[at:at] = draw.randbytes(draw.randrange(1, 40))
+    elif how == 3:
+        end = min(len(content), at + draw.randrange(600))
+        content[at:end] = bytes(end - at)
+    else:
+        for _ in range(10):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+    return bytes(content)
+
+
+def sound_sources(tmp_path):
+    """{name: (kind, path to read, path to damage)} of sound files."""
+    members = {"a.txt": b"text", "b.jsonl": LINES, "c.html": PAGE.encode(), "d.csv": as_csv(TEXTS)}
+    members["e.jsonl.gz"] = gzip.compress(LINES)
+    records = [("http://a", "text/html", PAGE.encode())] * 3
+    contents = {
+        "csv": as_csv(TEXTS), "html": PAGE.encode(), "tar": tarred(members),
+        "tar.zst": tarred(members, PACK[".zst"]), "warc": as_warc(records, False),
+        "warc.gz": as_warc(records),
+        **{f"jsonl{suffix}": pack(LINES) for suffix, pack in PACK.items()},
+    }  # fmt: skip
+    kinds = {"tar": "archive", "zip": "archive"}
+    paths = [write(tmp_path / f"a.{suffix}", content) for suffix, content in contents.items()]
+    paths.append(zipped(tmp_path / "a.zip", members))
+    paths.append(as_parquet(tmp_path / "a.parquet", {"text": TEXTS * 9}, row_group_size=9))
+    found = {}
+    for path in paths:
+        kind = path.name.split(".")[1]
+        found[path.name] = (kinds.get(kind, kind), path, path)
+    folder = as_dataset(tmp_path / "set", TEXTS)
+    return found | {"set": ("hf_dataset", folder, folder / "data-00000-of-00001.arrow")}
+
+
+def test_damage_of_any_kind_is_told_and_nothing_else_is_raised(tmp_path):
+    draw = random.Random(0)
+    for name, (kind, path, file) in sound_sources(tmp_path).items():
+        content, told = file.read_bytes(), 0
+        assert len(read(make(kind, path))[0]) > 0, name
+        for _ in range(40):
+            file.write_bytes(damaged(content, draw))
+            told += bool(read(make(kind, path), "skip")[1])
+        assert told, name
 
 
 def test_nothing_of_an_archive_is_written(tmp_path):

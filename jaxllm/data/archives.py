@@ -17,6 +17,7 @@ SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz")
 _TAR_PACKED = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}
 _NESTED = (*SUFFIXES, ".7z", ".rar", ".whl", ".jar", ".epub")
 _SLACK_BYTES = 1 << 20  # that a small archive may hold whatever its ratio
+_BLOCKS_BYTES = 1 << 15  # that the library reads at once and copies at every member
 _HEADER_BYTES = 1 << 20  # of a tar's extended header, which is read whole
 _EXTENDED = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -171,7 +172,7 @@ def _zip_members(path, file, bad, budget, ratio, total):
             why = "unknown compression"
         if why:
             bad(why, f"{path}:{info.filename}")
-        if why or info.is_dir():
+        if why or info.filename.endswith("/"):
             yield None, None
             continue
         own = _budget(info.compress_size, ratio, total)
@@ -217,7 +218,7 @@ def _tar_members(path, file, bad, budget, ratio, total):
         name, path = f"{name}{packed}", _Renamed(path, packed)
     pieces = _stopping(budget.spend(files.chunks(path)))
     with tarfile.open(
-        fileobj=files.Stream(pieces), mode="r|", bufsize=files.CHUNK_BYTES, tarinfo=_Header
+        fileobj=files.Stream(pieces), mode="r|", bufsize=_BLOCKS_BYTES, tarinfo=_Header
     ) as archive:
         for info in archive:
             why = _unsafe(info.name)

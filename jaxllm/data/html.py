@@ -39,6 +39,7 @@ _GAPS = {
 _INLINE_BLOCKS = frozenset(("td", "th"))  # kept on the line of their row
 _VOID = _words("br hr img input meta link wbr")
 _KEPT = frozenset(_GAPS) | DROPPED
+_STARTS = _KEPT | {"br"}
 _CLOSES = {  # a start tag: what it ends where that stands open innermost
     "li": {"li", "p"},
     "tr": {"tr", "td", "th"},
@@ -132,6 +133,13 @@ class _Page:
         self._space = self._space or text[0] == " "
         self._put(text.strip(" "))
         self._space = text[-1] == " "
+
+    def raw(self, name, content):
+        """Takes the content of an element of `_RAW`."""
+        if name == "title" and not self.title and not self._count.get("svg"):
+            self.title = _SPACE.sub(" ", html.unescape(content)).strip()
+        elif name == "xmp":
+            self.text(html.escape(content))
 
     def _put(self, text):
         if self._gap or not self.parts:
@@ -246,7 +254,8 @@ def to_text(source):
             return page.whole()
         if tag > at:
             page.text(source[at:tag])
-        if source.startswith(("<!", "<?"), tag):
+        second = source[tag + 1 : tag + 2]
+        if second in ("!", "?"):
             end = "-->" if source.startswith("<!--", tag) else ">"
             at = source.find(end, tag + 2) + len(end)
             if at < len(end):
@@ -266,20 +275,15 @@ def to_text(source):
             if not at:
                 return page.whole()
             name, attributes = plain[1].lower(), ""
-        if source[tag + 1] == "/":
+        if second == "/":
             page.end(name)
-            continue
-        if name in _RAW:
+        elif name in _RAW:
             closed = _end_of(name).search(source, at)
             end = closed.start() if closed else len(source)
-            if name == "title" and not page.title:
-                page.title = _SPACE.sub(" ", html.unescape(source[at:end])).strip()
-            elif name == "xmp":
-                page.text(html.escape(source[at:end]))
-            at = source.find(">", end) + 1 if closed else end
-            at = at or len(source)
-            continue
-        page.start(name, attributes)
+            page.raw(name, source[at:end])
+            at = source.find(">", end) + 1 or len(source)
+        elif name in _STARTS or "hidden" in attributes:
+            page.start(name, attributes)
 
 
 def page_document(data, where, bad, charset="", notes=None):

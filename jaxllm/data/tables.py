@@ -174,7 +174,7 @@ def _row_groups(arrow, file, path, field, bad):
     try:
         table = arrow.parquet.ParquetFile(file, page_checksum_verification=True)
         schema = table.schema_arrow
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, ValueError, OSError) as error:
         bad("corrupt file", path, _line(error))
         return
     if not _check_column(arrow, schema, path, field, bad):
@@ -188,7 +188,7 @@ def _row_groups(arrow, file, path, field, bad):
             for batch in table.iter_batches(_ROWS, row_groups=[group], columns=[field]):
                 yield _bytes(arrow, batch.column(0))
                 given += len(batch)
-        except (arrow.ArrowException, OSError) as error:
+        except (arrow.ArrowException, ValueError, OSError) as error:
             bad("corrupt row group", f"{path}:{done + given + 1}", _line(error))
             yield rows - given
         done += rows
@@ -203,10 +203,16 @@ def _stream(arrow, file, path, field, bad):
             return
         index = table.schema.get_field_index(field)
         for batch in table:
-            batch.validate()
-            yield _bytes(arrow, batch.column(index))
+            try:
+                batch.validate()
+                yield _bytes(arrow, batch.column(index))
+            except arrow.ArrowException as error:
+                bad("corrupt batch", f"{path}:{done + 1}", _line(error))
+                yield batch.num_rows
             done += batch.num_rows
-    except (arrow.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except (arrow.ArrowException, ValueError, OSError) as error:
         bad("corrupt file", f"{path}:{done + 1}", _line(error))
         return
     file.seek(-len(_END), 2)
@@ -219,8 +225,11 @@ def _stream(arrow, file, path, field, bad):
 def _bytes(arrow, column):
     """The values as bytes, so that one that is no UTF-8 spoils no other."""
     if isinstance(column, arrow.DictionaryArray):
+        column.validate(full=True)
         column = column.dictionary_decode()
-    return column.cast(arrow.large_binary())
+    column = column.cast(arrow.large_binary())
+    column.validate(full=True)  # else offsets may point anywhere
+    return column
 
 
 def _check_column(arrow, schema, path, field, bad):
