@@ -29,6 +29,7 @@ def get_config(arg=None):
     c.data.sources = dict(main=dict(kind="shakespeare", weight=1.0))
     c.data.batch = 24  # rows a step, over all devices
     c.data.length = 128  # tokens a row
+    c.data.rows = "windows"  # over the text end to end; packed: whole documents, none cut that fits
     c.data.validation_fraction = 0.1  # of the documents, or of the text if it is one document
     c.data.bad_input = "error"  # error, or skip: what cannot be read is counted and left out
     c.data.cache_dir = ""  # token shards shared by runs; "": in the work directory

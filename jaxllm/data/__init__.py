@@ -7,9 +7,11 @@ from jaxllm.config import ConfigError
 from jaxllm.data import build, shards, sources, tfds_source
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture, quotas
+from jaxllm.data.packing import Packed
 from jaxllm.data.prefetch import Prefetch
+from jaxllm.data.rows import empty_batch
 from jaxllm.data.sources import Document
-from jaxllm.data.windows import Source, empty_batch
+from jaxllm.data.windows import Source
 
 SOURCES = {
     "shakespeare": sources.shakespeare,
@@ -18,12 +20,18 @@ SOURCES = {
     "tfds": tfds_source.make,
     "synthetic": sources.synthetic,
 }
+# What a row is: a window over the stream of tokens, or whole documents.
+ROWS = {"windows": Source, "packed": Packed}
+# Settings of `config.data` that a config need not have.
+DEFAULTS = {"rows": "windows"}
 
 __all__ = [
+    "ROWS",
     "SOURCES",
     "DataError",
     "Document",
     "Mixture",
+    "Packed",
     "Prefetch",
     "Source",
     "check",
@@ -59,9 +67,30 @@ def check(config):
         config: `config.data`.
     """
     make_sources(config)
+    _rows(config)
     for name, section in config.sources.items():
         build.settings(config, section, name)
     quotas({name: {"weight": 1.0, **section}["weight"] for name, section in config.sources.items()})
+
+
+def _rows(config):
+    """Returns the class of rows that `config.rows` names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    rows = get(config, "rows")
+    if rows not in ROWS:
+        raise ConfigError(
+            f"config.data.rows={rows!r} is unknown.{configs.near(rows, ROWS)} "
+            f"Known: {', '.join(ROWS)}.\n  Try --config.data.rows=windows."
+        )
+    return ROWS[rows]
+
+
+def get(config, name):
+    """Returns a setting of `config.data`, or what it is where a config has it not."""
+    return {name: DEFAULTS[name], **config}[name]
 
 
 def texts(config):
@@ -134,7 +163,7 @@ def open_split(config, tokenizer, directory, split, seed, verify=False):
         shards.check_sizes(path, manifest)
         if verify:
             shards.check_hashes(path, manifest)
-        opened[name] = Source(
+        opened[name] = _rows(config)(
             path, manifest, split, batch=config.batch, length=config.length, seed=seed, name=name
         )
         weights[name] = float({"weight": 1.0, **config.sources[name]}["weight"])

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxllm.config import ConfigError
 from jaxllm.data import permute
-from jaxllm.data.windows import empty_batch, iterate_epoch, take_batch
+from jaxllm.data.rows import Rows, empty_batch
 
 BLOCK_ROWS = 1_000
 
@@ -42,7 +42,7 @@ def quotas(weights):
     return rows
 
 
-class Mixture:
+class Mixture(Rows):
     """Rows of several sources, with the interface of one `Source`.
 
     Args:
@@ -54,6 +54,7 @@ class Mixture:
         tokens, bytes, bytes_per_token, epoch_rows: over all sources that have a weight.
         sources: {name: Source} of those, to evaluate one by one.
         quotas: {name: rows in each block of 1,000}.
+        efficiency: share of all places that hold a token.
         steps_per_epoch: steps until the source that lasts longest was walked once.
         manifest: {"sources": {name: manifest}, "quotas": quotas}.
     """
@@ -70,7 +71,9 @@ class Mixture:
         self._quota = np.array(list(self.quotas.values()))
         self._quota_end = np.cumsum(self._quota)
         self._key = permute.make_key("mixture", seed, *self.quotas)
-        rows = max(s.windows / q for s, q in zip(members, self._quota, strict=True)) * BLOCK_ROWS
+        rows = max(s.train_rows / q for s, q in zip(members, self._quota, strict=True)) * BLOCK_ROWS
+        full = [s.efficiency * q for s, q in zip(members, self._quota, strict=True)]
+        self.efficiency = sum(full) / BLOCK_ROWS
         self.steps_per_epoch = int(-(-rows // self.batch))
         self.epoch_rows = sum(s.epoch_rows for s in members)
         self._epoch_end = np.cumsum([s.epoch_rows for s in members])
@@ -78,18 +81,6 @@ class Mixture:
             "sources": {name: s.manifest for name, s in self.sources.items()},
             "quotas": self.quotas,
         }
-
-    def __call__(self, step, rows=None):
-        """Returns those rows of the global batch of a step; see `windows.take_batch`."""
-        return take_batch(self, step, rows)
-
-    def epoch(self, batch, rows=None):
-        """Iterates over every source's split once; see `windows.iterate_epoch`."""
-        return iterate_epoch(self, batch, rows)
-
-    def epoch_steps(self, batch):
-        """Number of batches of `batch` rows that `epoch` yields."""
-        return -(-self.epoch_rows // batch)
 
     def assign(self, n):
         """Returns (index of the source, row of that source) for each row `n` of the mixture."""

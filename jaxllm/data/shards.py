@@ -221,6 +221,24 @@ class TokenStream:
             out[row] = self._across(int(starts[row]), length)
         return out
 
+    def read_pieces(self, starts, lengths, places, tokens, targets):
+        """Writes stretches of the stream, and the same one token later.
+
+        Args:
+            starts, lengths: of the stretches; each is followed by one more token.
+            places: where each goes in `tokens` and `targets`, int32[…].
+        """
+        size = self._shard_tokens
+        for start, length, place in zip(
+            starts.tolist(), lengths.tolist(), places.tolist(), strict=True
+        ):
+            s, inside = divmod(start, size)
+            piece = self._maps[s][inside : inside + length + 1]
+            if len(piece) <= length:
+                piece = self._across(start, length + 1)
+            tokens[place : place + length] = piece[:-1]
+            targets[place : place + length] = piece[1:]
+
     def _across(self, start, length):
         """Reads one stretch that crosses from shard to shard."""
         parts = []

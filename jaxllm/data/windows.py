@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxllm.config import ConfigError
 from jaxllm.data import permute, shards
+from jaxllm.data.rows import Rows, empty_batch
 
 
-class Source:
+class Source(Rows):
     """Rows of one shard set's split, by random access.
 
     Args:
@@ -27,7 +28,8 @@ class Source:
         tokens: tokens in the split.
         bytes: UTF-8 bytes of the split's text.
         bytes_per_token: their ratio, for bits per byte.
-        windows: rows in an epoch of training.
+        windows, train_rows: rows in an epoch of training.
+        efficiency: share of all places that hold a token, 1.
         steps_per_epoch: steps that walk all windows once, rounded up.
         manifest: what was prepared, with counts, hashes and what was skipped.
 
@@ -46,22 +48,11 @@ class Source:
         self._key = permute.make_key("rows", seed, name, split)
         self._shift_key = permute.make_key("shift", seed, name, split)
         # One window fewer than fit, so that an epoch may start up to a window later.
-        self.windows = max(1, (self.tokens - 1) // length - 1)
+        self.train_rows = self.windows = max(1, (self.tokens - 1) // length - 1)
+        self.efficiency = 1.0
         self._shifts = min(length, self.tokens - self.windows * length)
         self.steps_per_epoch = -(-self.windows // batch)
         self.epoch_rows = -(-(self.tokens - 1) // length)
-
-    def __call__(self, step, rows=None):
-        """Returns those rows of the global batch of a step; see `take_batch`."""
-        return take_batch(self, step, rows)
-
-    def epoch(self, batch, rows=None):
-        """Iterates over the whole split once; see `iterate_epoch`."""
-        return iterate_epoch(self, batch, rows)
-
-    def epoch_steps(self, batch):
-        """Number of batches of `batch` rows that `epoch` yields."""
-        return -(-self.epoch_rows // batch)
 
     def starts(self, n):
         """Returns where rows `n` (int64, counted from the start of training) begin."""
@@ -146,53 +137,3 @@ def _too_short(name, split, manifest, length):
         f'{message}\n  Try {edit}, or split="tail" in config.data.sources.{name}, which cuts '
         "each document instead of dealing out whole ones."
     )
-
-
-def empty_batch(rows, length):
-    """Returns a batch of padding: weight and segment 0."""
-    shape = (rows, length)
-    batch = {k: np.zeros(shape, np.int32) for k in ("tokens", "targets", "position", "segment")}
-    return {**batch, "weight": np.zeros(shape, np.float32)}
-
-
-def pick(rows, batch):
-    """Returns the row numbers that a slice, array or None (all) picks from a batch."""
-    everything = np.arange(batch, dtype=np.int64)
-    return everything if rows is None else everything[rows]
-
-
-def take_batch(source, step, rows=None):
-    """Returns rows of the global batch of a step.
-
-    Args:
-        source: with `batch` and `take`.
-        step: the step, from 0.
-        rows: a slice or integer array into range(source.batch), or None for all.
-
-    Returns:
-        Numpy arrays [B, T]: `tokens`, `targets`, `position` and `segment` (int32; segments count
-        from 1 in each row, 0 is padding) and `weight` (float32; 0 on a target that begins
-        another document, and on padding). A pure function of (seed, step, row).
-    """
-    return source.take(np.int64(step) * source.batch + pick(rows, source.batch))
-
-
-def iterate_epoch(source, batch, rows=None):
-    """Yields a split once, in order; every token but each document's first is a target once.
-
-    Args:
-        source: with `epoch_rows`, `length` and `in_order`.
-        batch: rows in a global batch; the last one is filled with rows of padding.
-        rows: a slice or integer array into range(batch), or None for all.
-    """
-    for first in range(0, source.epoch_rows, batch):
-        k = first + pick(rows, batch)
-        here = k < source.epoch_rows
-        if here.all():
-            yield source.in_order(k)
-            continue
-        out = empty_batch(len(k), source.length)
-        if here.any():
-            for name, value in source.in_order(k[here]).items():
-                out[name][here] = value
-        yield out

@@ -38,6 +38,7 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
         ("optimizer", f"{config.optim.kind}, schedule {config.schedule.kind}"),
         ("batch", _batch_words(config)),
         ("data", f"{run.train.tokens:,} train, {run.validation.tokens:,} validation tokens"),
+        ("rows", f"{config.data.rows}, {run.train.efficiency:.1%} full"),
         ("tokenizer", f"{run.tokenizer.kind}, vocabulary {run.tokenizer.vocab_size:,}"),
         ("memory", _memory_words(run, compiled)),
         ("FLOPs a token", f"{train:,.0f} (forward and backward, full attention)"),

@@ -1,0 +1,57 @@
+"""What all sources of rows share: the batch of a step, a split from end to end."""
+
+import numpy as np
+
+
+class Rows:
+    """Rows by random access; a subclass has `batch`, `length`, `epoch_rows`, `take`, `in_order`."""
+
+    def __call__(self, step, rows=None):
+        """Returns rows of the global batch of a step.
+
+        Args:
+            step: the step, from 0.
+            rows: a slice or integer array into range(batch), or None for all.
+
+        Returns:
+            Numpy arrays [B, T]: `tokens`, `targets`, `position` and `segment` (int32; segments
+            count from 1 in each row, 0 is padding) and `weight` (float32; 0 on a target that begins
+            another document, and on padding). A pure function of (seed, step, row).
+        """
+        return self.take(np.int64(step) * self.batch + pick(rows, self.batch))
+
+    def epoch(self, batch, rows=None):
+        """Yields a split once, in order; every token but each document's first is a target once.
+
+        Args:
+            batch: rows in a global batch; the last one is filled with rows of padding.
+            rows: a slice or integer array into range(batch), or None for all.
+        """
+        for first in range(0, self.epoch_rows, batch):
+            k = first + pick(rows, batch)
+            here = k < self.epoch_rows
+            if here.all():
+                yield self.in_order(k)
+                continue
+            out = empty_batch(len(k), self.length)
+            if here.any():
+                for name, value in self.in_order(k[here]).items():
+                    out[name][here] = value
+            yield out
+
+    def epoch_steps(self, batch):
+        """Number of batches of `batch` rows that `epoch` yields."""
+        return -(-self.epoch_rows // batch)
+
+
+def empty_batch(rows, length):
+    """Returns a batch of padding: weight and segment 0."""
+    shape = (rows, length)
+    batch = {k: np.zeros(shape, np.int32) for k in ("tokens", "targets", "position", "segment")}
+    return {**batch, "weight": np.zeros(shape, np.float32)}
+
+
+def pick(rows, batch):
+    """Returns the row numbers that a slice, array or None (all) picks from a batch."""
+    everything = np.arange(batch, dtype=np.int64)
+    return everything if rows is None else everything[rows]
