@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 
+from jaxllm import host
 from jaxllm.data import ROWS, shards
 
 
@@ -53,6 +54,7 @@ def main():
     parser.add_argument("--length", type=int, default=2_048)
     parser.add_argument("--batch", type=int, default=64)
     arguments = parser.parse_args()
+    host.keep_freed_memory()  # as the train command does
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         manifest = make_shards(pathlib.Path(folder), arguments.tokens)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxllm.config import ConfigError
 from jaxllm.data import permute, shards
-from jaxllm.data.rows import Rows, empty_batch
+from jaxllm.data.rows import Rows, runs, spread
 
 
 class Plan(NamedTuple):
@@ -202,23 +202,27 @@ class Packed(Rows):
 
     def _fill(self, pieces, rows):
         """Returns the batch of `rows` rows that pieces make up."""
-        batch = empty_batch(rows, self.length)
+        shape = (rows, self.length)
+        tokens_BT, targets_BT = np.empty(shape, np.int32), np.empty(shape, np.int32)
         used = np.bincount(pieces.row, pieces.length, rows).astype(np.int64)
         before = np.cumsum(pieces.length) - pieces.length
-        column = before - (np.cumsum(used) - used)[pieces.row]
-        place = pieces.row * self.length + column
-        tokens, targets = batch["tokens"].ravel(), batch["targets"].ravel()
-        self._stream.read_pieces(pieces.start, pieces.length, place, tokens, targets)
+        place = pieces.row * self.length + before - (np.cumsum(used) - used)[pieces.row]
+        flat = tokens_BT.ravel(), targets_BT.ravel()
+        self._stream.read_pieces(pieces.start, pieces.length, place, *flat)
+        # What is left of a row is one more run.
         count = np.bincount(pieces.row, minlength=rows)
-        number = np.arange(len(column)) - (np.cumsum(count) - count)[pieces.row] + 1
-        slot, index = spread(place, pieces.length)
-        batch["position"].ravel()[index] = index - place[slot]
-        batch["segment"].ravel()[index] = number[slot]
-        batch["weight"].ravel()[index] = 1
-        return batch
-
-
-def spread(first, count):
-    """Returns (entry, number) for the numbers first, … first + count - 1 of each entry."""
-    entry = np.repeat(np.arange(len(count)), count)
-    return entry, np.arange(len(entry)) - (np.cumsum(count) - count - first)[entry]
+        end = np.cumsum(count)
+        number = np.arange(1, len(place) + 1) - (end - count)[pieces.row]
+        begin = np.insert(place, end, np.arange(rows) * self.length + used)
+        position_BT, segment_BT = runs(begin, np.insert(number, end, 0), shape)
+        weight_BT = np.ones(shape, np.float32)
+        for row in np.flatnonzero(used < self.length).tolist():
+            for x_BT in (tokens_BT, targets_BT, position_BT, weight_BT):
+                x_BT[row, used[row] :] = 0
+        return {
+            "tokens": tokens_BT,
+            "targets": targets_BT,
+            "weight": weight_BT,
+            "position": position_BT,
+            "segment": segment_BT,
+        }

@@ -55,3 +55,27 @@ def pick(rows, batch):
     """Returns the row numbers that a slice, array or None (all) picks from a batch."""
     everything = np.arange(batch, dtype=np.int64)
     return everything if rows is None else everything[rows]
+
+
+def runs(begin, number, shape):
+    """Returns positions and segments of rows that are cut into runs.
+
+    Args:
+        begin: int[runs], where each run begins in the flattened rows, ascending from 0.
+        number: int[runs], its segment.
+        shape: (rows, length).
+
+    Returns:
+        (position, segment), int32[shape]; positions count from 0 in each run.
+    """
+    size = shape[0] * shape[1]
+    length = np.diff(begin, append=size)
+    position = np.arange(size, dtype=np.int32)
+    position -= np.repeat(begin.astype(np.int32), length)
+    return position.reshape(shape), np.repeat(number.astype(np.int32), length).reshape(shape)
+
+
+def spread(first, count):
+    """Returns (entry, number) for the numbers first, … first + count - 1 of each entry."""
+    entry = np.repeat(np.arange(len(count)), count)
+    return entry, np.arange(len(entry)) - (np.cumsum(count) - count - first)[entry]

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxllm.config import ConfigError
 from jaxllm.data import permute, shards
-from jaxllm.data.rows import Rows, empty_batch
+from jaxllm.data.rows import Rows, empty_batch, runs, spread
 
 
 class Source(Rows):
@@ -98,27 +98,19 @@ class Source(Rows):
     def _boundaries(self, starts, length):
         """Returns positions, segments and weights of the rows that begin at `starts`."""
         B, shape = len(starts), (len(starts), length)
-        step_T = np.arange(length, dtype=np.int32)
         first = np.searchsorted(self._stream.starts, starts, "right")
         after = np.searchsorted(self._stream.starts, starts + length, "right")
-        count = after - first
-        position_BT = np.broadcast_to(step_T, shape).copy()
-        segment_BT, weight_BT = np.ones(shape, np.int32), np.ones(shape, np.float32)
-        if not count.any():
-            return position_BT, segment_BT, weight_BT
-        # Places in the flattened rows where a document starts.
-        row = np.repeat(np.arange(B), count)
-        index = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        column = self._stream.starts[np.repeat(first, count) + index] - starts[row]
+        row, document = spread(first, after - first)
+        column = self._stream.starts[document] - starts[row]
+        weight_BT = np.ones(shape, np.float32)
         weight_BT[row, column - 1] = 0  # a target that begins another document
         inside = column < length
         row, column = row[inside], column[inside]
-        mark_BT = np.zeros(shape, np.int32)
-        mark_BT[row, column] = 1
-        segment_BT += np.cumsum(mark_BT, axis=1, dtype=np.int32)
-        mark_BT[row, column] = column
-        position_BT -= np.maximum.accumulate(mark_BT, axis=1)
-        return position_BT, segment_BT, weight_BT
+        count = np.bincount(row, minlength=B)
+        at = np.cumsum(count) - count  # the run that a row begins with goes before its others
+        number = np.insert(np.arange(2, len(row) + 2) - at[row], at, 1)
+        begin = np.insert(row * length + column, at, np.arange(B) * length)
+        return *runs(begin, number, shape), weight_BT
 
 
 def _too_short(name, split, manifest, length):
