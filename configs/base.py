@@ -25,8 +25,12 @@ def get_config(arg=None):
 
     c.tokenizer = dict(kind="char")  # byte, char, sentencepiece, hf: jaxllm.tokenizers
     c.data = ConfigDict()
-    # {name: source}; jaxllm.data.SOURCES has the kinds; weight: share of the rows.
+    # {name: source}; jaxllm.data.SOURCES has the kinds; weight: share of the rows; max_epochs: how
+    # often a run may walk it (0: any number of times).
     c.data.sources = dict(main=dict(kind="shakespeare", weight=1.0))
+    c.data.temperature = 0.0  # shares go by weight x tokens^(1 / temperature); 0: by weight
+    c.data.weights = ()  # stages: ((share of the run, {name: weight}), …); (): the weights above
+    c.data.over_epochs = "refuse"  # a run past max_epochs; give: its share goes to the others
     c.data.batch = 24  # rows a step, over all devices
     c.data.length = 128  # tokens a row
     c.data.rows = "windows"  # over the text end to end; packed: whole documents, none cut that fits

@@ -4,9 +4,9 @@ import pathlib
 
 from jaxllm import config as configs
 from jaxllm.config import ConfigError
-from jaxllm.data import build, shards, sources, tfds_source
+from jaxllm.data import build, shards, sources, tfds_source, weights
 from jaxllm.data.errors import BadInput, DataError
-from jaxllm.data.mixture import Mixture, quotas
+from jaxllm.data.mixture import Mixture
 from jaxllm.data.packing import Packed
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.data.rows import empty_batch
@@ -23,7 +23,9 @@ SOURCES = {
 # What a row is: a window over the stream of tokens, or whole documents.
 ROWS = {"windows": Source, "packed": Packed}
 # Settings of `config.data` that a config need not have.
-DEFAULTS = {"rows": "windows"}
+DEFAULTS = {"rows": "windows", "temperature": 0.0, "weights": (), "over_epochs": "refuse"}
+# The same of a source, besides the options of its kind.
+SECTION = {"weight": 1.0, "split": "auto", "max_epochs": 0.0}
 
 __all__ = [
     "ROWS",
@@ -35,6 +37,7 @@ __all__ = [
     "Prefetch",
     "Source",
     "check",
+    "describe",
     "empty_batch",
     "make_sources",
     "open_split",
@@ -55,7 +58,7 @@ def make_sources(config):
             'c.data.sources = dict(main=dict(kind="shakespeare")).'
         )
     return {
-        name: configs.make(SOURCES, section, f"data.sources.{name}", ignore=("weight", "split"))
+        name: configs.make(SOURCES, section, f"data.sources.{name}", ignore=SECTION)
         for name, section in config.sources.items()
     }
 
@@ -68,9 +71,21 @@ def check(config):
     """
     make_sources(config)
     _rows(config)
+    policy = get(config, "over_epochs")
+    if policy not in ("refuse", "give"):
+        raise ConfigError(
+            f"config.data.over_epochs={policy!r} must be one of refuse, give.\n"
+            "  Try --config.data.over_epochs=refuse."
+        )
     for name, section in config.sources.items():
         build.settings(config, section, name)
-    quotas({name: {"weight": 1.0, **section}["weight"] for name, section in config.sources.items()})
+    weights.check(_each(config, "weight"), get(config, "weights"), get(config, "temperature"))
+    for name, limit in _each(config, "max_epochs").items():
+        if not 0 <= limit < float("inf"):
+            raise ConfigError(
+                f"config.data.sources.{name}.max_epochs={limit} must be 0 (no limit) or above.\n"
+                f"  Try --config.data.sources.{name}.max_epochs=4.0."
+            )
 
 
 def _rows(config):
@@ -91,6 +106,11 @@ def _rows(config):
 def get(config, name):
     """Returns a setting of `config.data`, or what it is where a config has it not."""
     return {name: DEFAULTS[name], **config}[name]
+
+
+def _each(config, field):
+    """Returns {name: a setting of that source, besides those of its kind}."""
+    return {name: {**SECTION, **section}[field] for name, section in config.sources.items()}
 
 
 def texts(config):
@@ -132,7 +152,7 @@ def _root(config, directory):
     return pathlib.Path(config.cache_dir or directory).expanduser()
 
 
-def open_split(config, tokenizer, directory, split, seed, verify=False):
+def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0):
     """Opens a split of what `prepare` wrote, as rows by random access.
 
     Args:
@@ -142,31 +162,71 @@ def open_split(config, tokenizer, directory, split, seed, verify=False):
         split: "train" or "validation".
         seed: of the order of rows.
         verify: also check the sha256 of every file.
+        steps: of the run, for what changes over it; 0 where nothing is trained.
 
     Raises:
         DataError: not prepared with this tokenizer and these settings, or damaged.
-        ConfigError: the split is too short for one row.
+        ConfigError: the split is too short for one row, or would be repeated too often.
     """
-    opened, weights = {}, {}
+    opened = {}
     for name, source in make_sources(config).items():
-        options = build.settings(config, config.sources[name], name)
-        key = build.key(source, tokenizer, options)
-        path = _root(config, directory) / f"{name}-{key}"
-        if not path.exists():
-            raise DataError(
-                f"Source {name!r} is not prepared under {path.parent} with this tokenizer, these "
-                "files and these settings. Run data.prepare first."
-            )
-        manifest = shards.read_manifest(path)
-        if manifest["tokenizer"] != tokenizer.fingerprint:
-            raise DataError(f"{path} was made with another tokenizer. Delete it, prepare again.")
-        shards.check_sizes(path, manifest)
-        if verify:
-            shards.check_hashes(path, manifest)
+        path, manifest = _find(config, tokenizer, directory, name, source, verify)
         opened[name] = _rows(config)(
             path, manifest, split, batch=config.batch, length=config.length, seed=seed, name=name
         )
-        weights[name] = float({"weight": 1.0, **config.sources[name]}["weight"])
     if len(opened) == 1:
-        return next(iter(opened.values()))
-    return Mixture(opened, weights, seed)
+        (rows,) = opened.values()
+    else:
+        tokens = {name: source.tokens for name, source in opened.items()}
+        options = get(config, "weights"), get(config, "temperature")
+        plan = weights.stages(_each(config, "weight"), *options, tokens, steps * config.batch)
+        rows = Mixture(opened, plan, seed)
+    return _within_limits(config, rows, opened, seed, steps)
+
+
+def _find(config, tokenizer, directory, name, source, verify):
+    """Returns (directory, manifest) of a source's shards, checked."""
+    options = build.settings(config, config.sources[name], name)
+    path = _root(config, directory) / f"{name}-{build.key(source, tokenizer, options)}"
+    if not path.exists():
+        raise DataError(
+            f"Source {name!r} is not prepared under {path.parent} with this tokenizer, these "
+            "files and these settings. Run data.prepare first."
+        )
+    manifest = shards.read_manifest(path)
+    if manifest["tokenizer"] != tokenizer.fingerprint:
+        raise DataError(f"{path} was made with another tokenizer. Delete it, prepare again.")
+    shards.check_sizes(path, manifest)
+    if verify:
+        shards.check_hashes(path, manifest)
+    return path, manifest
+
+
+def _within_limits(config, rows, opened, seed, steps):
+    """Returns rows that repeat no source beyond its `max_epochs`; see `weights.give`."""
+    limits, held = _each(config, "max_epochs"), {}
+    while steps and (names := weights.over(rows.epochs(steps), limits)):
+        epochs = rows.epochs(steps)
+        if get(config, "over_epochs") != "give" or len(opened) == 1:
+            weights.refuse(names[0], rows.epochs, limits[names[0]], steps)
+        factors = {name: limits[name] / epochs[name] for name in names}
+        held |= factors
+        plan = [(first, dict.fromkeys(opened, 0) | quotas) for first, quotas in rows.stages]
+        rows = Mixture(opened, weights.give(plan, list(held), factors), seed, held)
+    return rows
+
+
+def describe(source, steps):
+    """Returns a line for each source: how often a run of `steps` steps walks it.
+
+    Args:
+        source: as `open_split` returns.
+        steps: steps of the run.
+    """
+    read = source.read(steps * source.batch)
+    return [
+        f"data {name}: {read[name]:,} rows of the run, {epochs:.2f} epochs of "
+        f"{source.sources[name].train_rows:,}"
+        + (" (held to its max_epochs; the others have the rest)" if name in source.held else "")
+        for name, epochs in source.epochs(steps).items()
+    ]

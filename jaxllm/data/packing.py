@@ -75,14 +75,14 @@ def best_fit(counts):
 def make_plan(counts):
     """Returns the Plan of a histogram of lengths; see `best_fit`."""
     patterns, taken, base = best_fit(counts), np.zeros(len(counts), np.int64), []
-    for rows, runs in patterns:
-        for length, each in runs:
+    for rows, pattern in patterns:
+        for length, each in pattern:
             base.append(taken[length])
             taken[length] += rows * each
     rows = np.array([rows for rows, _ in patterns], np.int64)
-    runs = np.array([run for _, runs in patterns for run in runs], np.int64).reshape(-1, 2)
-    first = np.cumsum([0, *(len(runs) for _, runs in patterns)])
-    return Plan(rows, np.cumsum(rows), first, *runs.T, np.array(base, np.int64))
+    length, each = np.array([run for _, pattern in patterns for run in pattern], np.int64).T
+    first = np.cumsum([0, *(len(pattern) for _, pattern in patterns)])
+    return Plan(rows, np.cumsum(rows), first, length, each, np.array(base, np.int64))
 
 
 class Pieces(NamedTuple):
@@ -113,7 +113,7 @@ class Packed(Rows):
         directory, manifest, split, batch, length, seed, name: as of `windows.Source`.
 
     Attributes:
-        tokens, bytes, bytes_per_token, manifest, steps_per_epoch: as of `windows.Source`.
+        tokens, bytes, bytes_per_token, manifest, name, steps_per_epoch: as of `windows.Source`.
         train_rows, epoch_rows: rows in an epoch.
         efficiency: share of all places that hold a token.
 
@@ -122,7 +122,7 @@ class Packed(Rows):
     """
 
     def __init__(self, directory, manifest, split, *, batch, length, seed, name):
-        self.manifest, self.batch, self.length = manifest, batch, length
+        self.manifest, self.batch, self.length, self.name = manifest, batch, length, name
         part = manifest["splits"][split]
         self.tokens, self.bytes = part["tokens"], part["bytes"]
         self._stream = shards.TokenStream(directory, manifest, split)

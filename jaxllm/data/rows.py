@@ -4,7 +4,13 @@ import numpy as np
 
 
 class Rows:
-    """Rows by random access; a subclass has `batch`, `length`, `epoch_rows`, `take`, `in_order`."""
+    """Rows by random access.
+
+    A subclass has `batch`, `length`, `epoch_rows`, `take` and `in_order`, and of one source also
+    `name` and `train_rows`.
+    """
+
+    held = ()
 
     def __call__(self, step, rows=None):
         """Returns rows of the global batch of a step.
@@ -38,6 +44,20 @@ class Rows:
                 for name, value in self.in_order(k[here]).items():
                     out[name][here] = value
             yield out
+
+    @property
+    def sources(self):
+        """{name: source} of the sources that the rows are of."""
+        return {self.name: self}
+
+    def read(self, rows):
+        """Returns {name: how many of the first `rows` rows are of that source}."""
+        return {self.name: rows}
+
+    def epochs(self, steps):
+        """Returns {name: how often `steps` steps walk that source}."""
+        read = self.read(steps * self.batch)
+        return {name: n / self.sources[name].train_rows for name, n in read.items()}
 
     def epoch_steps(self, batch):
         """Number of batches of `batch` rows that `epoch` yields."""

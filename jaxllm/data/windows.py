@@ -31,6 +31,7 @@ class Source(Rows):
         windows, train_rows: rows in an epoch of training.
         efficiency: share of all places that hold a token, 1.
         steps_per_epoch: steps that walk all windows once, rounded up.
+        name: of the source.
         manifest: what was prepared, with counts, hashes and what was skipped.
 
     Raises:
@@ -38,7 +39,7 @@ class Source(Rows):
     """
 
     def __init__(self, directory, manifest, split, *, batch, length, seed, name):
-        self.manifest, self.batch, self.length = manifest, batch, length
+        self.manifest, self.batch, self.length, self.name = manifest, batch, length, name
         part = manifest["splits"][split]
         self.tokens, self.bytes = part["tokens"], part["bytes"]
         if self.tokens < length + 1:

@@ -52,7 +52,7 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
     rules = sharding.RULES[config.sharding]
     for note in sharding.unsplit(run.infos, rules.params, run.mesh)[:8]:
         lines.append(("not split", note))
-    lines += [("note", note) for note in [*run.skipped, *notes]]
+    lines += [("note", note) for note in [*run.notes, *notes]]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines)
 
