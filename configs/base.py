@@ -31,6 +31,9 @@ def get_config(arg=None):
     c.data.temperature = 0.0  # shares go by weight x tokens^(1 / temperature); 0: by weight
     c.data.weights = ()  # stages: ((share of the run, {name: weight}), …); (): the weights above
     c.data.over_epochs = "refuse"  # a run past max_epochs; give: its share goes to the others
+    # Rows from a growing part of the documents sorted by length, or by a score stored beside the
+    # shards (data.shards.write_scores), until that share of the run. none, length, score
+    c.data.curriculum = dict(kind="none", until=0.3)
     c.data.batch = 24  # rows a step, over all devices
     c.data.length = 128  # tokens a row
     c.data.rows = "windows"  # over the text end to end; packed: whole documents, none cut that fits

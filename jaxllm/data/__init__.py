@@ -4,7 +4,7 @@ import pathlib
 
 from jaxllm import config as configs
 from jaxllm.config import ConfigError
-from jaxllm.data import build, shards, sources, tfds_source, weights
+from jaxllm.data import build, curriculum, shards, sources, tfds_source, weights
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.packing import Packed
@@ -23,7 +23,13 @@ SOURCES = {
 # What a row is: a window over the stream of tokens, or whole documents.
 ROWS = {"windows": Source, "packed": Packed}
 # Settings of `config.data` that a config need not have.
-DEFAULTS = {"rows": "windows", "temperature": 0.0, "weights": (), "over_epochs": "refuse"}
+DEFAULTS = {
+    "rows": "windows",
+    "temperature": 0.0,
+    "weights": (),
+    "over_epochs": "refuse",
+    "curriculum": {"kind": "none", "until": 0.3},
+}
 # The same of a source, besides the options of its kind.
 SECTION = {"weight": 1.0, "split": "auto", "max_epochs": 0.0}
 
@@ -71,6 +77,7 @@ def check(config):
     """
     make_sources(config)
     _rows(config)
+    curriculum.check(**get(config, "curriculum"))
     policy = get(config, "over_epochs")
     if policy not in ("refuse", "give"):
         raise ConfigError(
@@ -168,9 +175,9 @@ def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0)
         DataError: not prepared with this tokenizer and these settings, or damaged.
         ConfigError: the split is too short for one row, or would be repeated too often.
     """
-    opened = {}
+    opened, places = {}, {}
     for name, source in make_sources(config).items():
-        path, manifest = _find(config, tokenizer, directory, name, source, verify)
+        path, manifest = places[name] = _find(config, tokenizer, directory, name, source, verify)
         opened[name] = _rows(config)(
             path, manifest, split, batch=config.batch, length=config.length, seed=seed, name=name
         )
@@ -181,7 +188,15 @@ def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0)
         options = get(config, "weights"), get(config, "temperature")
         plan = weights.stages(_each(config, "weight"), *options, tokens, steps * config.batch)
         rows = Mixture(opened, plan, seed)
-    return _within_limits(config, rows, opened, seed, steps)
+    rows = _within_limits(config, rows, opened, seed, steps)
+    kind, until = (get(config, "curriculum")[field] for field in ("kind", "until"))
+    if kind == "none" or not steps:
+        return rows
+    end = rows.read(round(until * steps) * config.batch)
+    for name in rows.sources:
+        scores = curriculum.scores(kind, *places[name], split)
+        opened[name] = curriculum.Curriculum(opened[name], scores, end[name], seed)
+    return opened[rows.name] if len(opened) == 1 else rows.over(opened)
 
 
 def _find(config, tokenizer, directory, name, source, verify):

@@ -30,7 +30,7 @@ class Mixture(Rows):
     """
 
     def __init__(self, sources, stages, seed, held=()):
-        self.held = tuple(held)
+        self.held, self._seed = tuple(held), seed
         names = [name for name in sources if any(rows[name] for _, rows in stages)]
         self._sources = {name: sources[name] for name in names}
         self.stages = [(first, {name: rows[name] for name in names}) for first, rows in stages]
@@ -54,6 +54,12 @@ class Mixture(Rows):
             "sources": {name: s.manifest for name, s in self.sources.items()},
             "stages": self.stages,
         }
+
+    def over(self, sources):
+        """Returns the same mixture of other sources of these names."""
+        return Mixture(
+            {name: sources[name] for name in self.sources}, self.stages, self._seed, self.held
+        )
 
     @property
     def sources(self):

@@ -168,6 +168,16 @@ class Packed(Rows):
             permute.permute(permute.subkeys(self._key, epoch), i, self.train_rows), epoch
         )
 
+    def row_scores(self, scores):
+        """Returns the mean over the tokens of each row `k` of `in_order` of documents' scores."""
+        means = []
+        for first in range(0, self.epoch_rows, 1 << 14):
+            k = np.arange(first, min(first + (1 << 14), self.epoch_rows))
+            p = self._pieces(k, None)
+            total = np.bincount(p.row, scores[p.document] * p.length, len(k))
+            means.append(total / np.bincount(p.row, p.length, len(k)))
+        return np.concatenate(means)
+
     def _pieces(self, place, epoch):
         """Returns the Pieces of rows of the plan; `epoch` is None for documents in order."""
         plan = self._plan

@@ -83,6 +83,13 @@ class Source(Rows):
                 batch[name][row, :keep] = value[0]
         return batch
 
+    def row_scores(self, scores):
+        """Returns the mean over the tokens of each row `k` of `in_order` of documents' scores."""
+        ends = np.append(self._stream.starts, self.tokens)
+        total = np.concatenate([[0.0], np.cumsum(scores * np.diff(ends))])
+        edges = np.minimum(np.arange(self.epoch_rows + 1) * self.length, self.tokens)
+        return np.diff(np.interp(edges, ends, total)) / np.diff(edges)
+
     def _cut(self, starts, length=0):
         """Returns the batch whose rows begin at `starts` of the stream."""
         length = length or self.length
