@@ -11,6 +11,7 @@ from jaxllm.data.packing import Packed
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.data.rows import empty_batch
 from jaxllm.data.sources import Document
+from jaxllm.data.transforms import TRANSFORMS, Transformed
 from jaxllm.data.windows import Source
 
 SOURCES = {
@@ -36,12 +37,14 @@ SECTION = {"weight": 1.0, "split": "auto", "max_epochs": 0.0}
 __all__ = [
     "ROWS",
     "SOURCES",
+    "TRANSFORMS",
     "DataError",
     "Document",
     "Mixture",
     "Packed",
     "Prefetch",
     "Source",
+    "Transformed",
     "check",
     "describe",
     "empty_batch",

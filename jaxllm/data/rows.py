@@ -36,13 +36,10 @@ class Rows:
         for first in range(0, self.epoch_rows, batch):
             k = first + pick(rows, batch)
             here = k < self.epoch_rows
-            if here.all():
-                yield self.in_order(k)
-                continue
-            out = empty_batch(len(k), self.length)
-            if here.any():
-                for name, value in self.in_order(k[here]).items():
-                    out[name][here] = value
+            out = self.in_order(np.where(here, k, 0))
+            if not here.all():
+                for value in out.values():
+                    value[~here] = 0
             yield out
 
     @property
