@@ -7,6 +7,7 @@ from jaxllm.config import ConfigError
 from jaxllm.data import build, curriculum, shards, sources, tfds_source, weights
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture
+from jaxllm.data.origin import differences, explain, record
 from jaxllm.data.packing import Packed
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.data.rows import empty_batch
@@ -47,10 +48,13 @@ __all__ = [
     "Transformed",
     "check",
     "describe",
+    "differences",
     "empty_batch",
+    "explain",
     "make_sources",
     "open_split",
     "prepare",
+    "record",
     "texts",
 ]
 

@@ -2,8 +2,11 @@
 
 The part grows as the square root of time (Platanios et al. 2019, "Competence-based curriculum
 learning for neural machine translation", equation 8), from a hundredth; rows are drawn from it with
-replacement. Then the epochs of the source begin. A row remains a function of (seed, row number).
+replacement. Then the epochs of the source begin. A row remains a function of (seed, row number). In
+a mixture, whose rows come in blocks, a source may be up to a block early or late.
 """
+
+import hashlib
 
 import numpy as np
 
@@ -23,11 +26,16 @@ class Curriculum(Rows):
         scores: float[documents], higher is harder; a row has the mean of its tokens' documents.
         rows: row of the source from which on it is read as it would be without.
         seed: of the draws.
+
+    Attributes:
+        order: {name: text}, what its order depends on besides.
     """
 
     def __init__(self, source, scores, rows, seed):
         self._source, self._rows = source, rows
         self._order = np.argsort(source.row_scores(scores), kind="stable")
+        digest = hashlib.sha256(np.ascontiguousarray(self._order).tobytes()).hexdigest()[:12]
+        self.order = {"curriculum": f"{digest} until its row {rows}"}
         self._key = permute.make_key("curriculum", seed, source.name)
 
     def __getattr__(self, name):
@@ -54,6 +62,17 @@ class Curriculum(Rows):
         then = self._source.take(n[~easy] - self._rows)
         back = np.argsort(np.concatenate([np.flatnonzero(easy), np.flatnonzero(~easy)]))
         return {name: np.concatenate([first[name], then[name]])[back] for name in first}
+
+    def where(self, n):
+        """Returns (source, epoch, pieces) of each row `n`; the epoch is -1 in the curriculum."""
+        found = [None] * len(n)
+        easy, later = np.flatnonzero(n < self._rows), np.flatnonzero(n >= self._rows)
+        pieces = self._source.where_in_order(self.draw(n[easy]))
+        for at, some in zip(easy, pieces, strict=True):
+            found[at] = (self.name, -1, some)
+        for at, origin in zip(later, self._source.where(n[later] - self._rows), strict=True):
+            found[at] = origin
+        return found
 
     def in_order(self, k):
         """Returns rows `k` of the split, in no order of difficulty."""

@@ -90,6 +90,16 @@ class Mixture(Rows):
         member, row = self.assign(n)
         return self._gather(member, row, "take")
 
+    def where(self, n):
+        """Returns (source, epoch, pieces) of each row `n` of the training order."""
+        member, row = self.assign(n)
+        found = [None] * len(n)
+        for m in np.unique(member):
+            here = np.flatnonzero(member == m)
+            for at, origin in zip(here, self._members[m].where(row[here]), strict=True):
+                found[at] = origin
+        return found
+
     def in_order(self, k):
         """Returns rows `k` of all sources' splits, read one after another from their starts."""
         member = np.searchsorted(self._epoch_end, k, "right")

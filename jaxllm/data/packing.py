@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxllm.config import ConfigError
 from jaxllm.data import permute, shards
+from jaxllm.data.origin import Piece
 from jaxllm.data.rows import Rows, runs, spread
 
 
@@ -167,6 +168,27 @@ class Packed(Rows):
         return self._pieces(
             permute.permute(permute.subkeys(self._key, epoch), i, self.train_rows), epoch
         )
+
+    def where(self, n):
+        """Returns (source, epoch, pieces) of each row `n` of the training order."""
+        epochs = (n // self.train_rows).tolist()
+        listed = self._listed(self.pieces(n), len(n))
+        return [(self.name, epoch, found) for epoch, found in zip(epochs, listed, strict=True)]
+
+    def where_in_order(self, k):
+        """Returns the pieces of each row `k` of `in_order`."""
+        return self._listed(self._pieces(k, None), len(k))
+
+    def _listed(self, pieces, rows):
+        found = [[] for _ in range(rows)]
+        for row, document, offset, start, length in zip(*(x.tolist() for x in pieces), strict=True):
+            column = sum(piece.tokens for piece in found[row])
+            found[row].append(Piece(column, document, offset, length, start))
+        return found
+
+    def ids(self, start, count):
+        """Returns `count` token ids of the stream from `start` on."""
+        return self._stream.read(np.array([start]), count)[0]
 
     def row_scores(self, scores):
         """Returns the mean over the tokens of each row `k` of `in_order` of documents' scores."""

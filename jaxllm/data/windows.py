@@ -5,10 +5,13 @@ n // windows walks all windows once in a keyed order, from a keyed shift of up t
 so that cuts fall elsewhere each time.
 """
 
+import itertools
+
 import numpy as np
 
 from jaxllm.config import ConfigError
 from jaxllm.data import permute, shards
+from jaxllm.data.origin import Piece
 from jaxllm.data.rows import Rows, empty_batch, runs, spread
 
 
@@ -82,6 +85,35 @@ class Source(Rows):
             for name, value in tail.items():
                 batch[name][row, :keep] = value[0]
         return batch
+
+    def where(self, n):
+        """Returns (source, epoch, pieces) of each row `n` of the training order."""
+        epochs = (n // self.windows).tolist()
+        pieces = self._pieces(self.starts(n))
+        return [(self.name, epoch, found) for epoch, found in zip(epochs, pieces, strict=True)]
+
+    def where_in_order(self, k):
+        """Returns the pieces of each row `k` of `in_order`."""
+        return self._pieces(k * self.length)
+
+    def _pieces(self, starts):
+        """Returns a list of Pieces for each row that begins at `starts`."""
+        found, begins = [], self._stream.starts
+        for start in starts.tolist():
+            end = min(start + self.length, self.tokens - 1)  # each has a target
+            first, after = np.searchsorted(begins, [start, end - 1], "right")
+            edges = [start, *begins[first:after].tolist(), end]
+            found.append(
+                [
+                    Piece(a - start, first - 1 + i, a - int(begins[first - 1 + i]), b - a, a)
+                    for i, (a, b) in enumerate(itertools.pairwise(edges))
+                ]
+            )
+        return found
+
+    def ids(self, start, count):
+        """Returns `count` token ids of the stream from `start` on."""
+        return self._stream.read(np.array([start]), count)[0]
 
     def row_scores(self, scores):
         """Returns the mean over the tokens of each row `k` of `in_order` of documents' scores."""
