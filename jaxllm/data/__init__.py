@@ -30,6 +30,7 @@ DEFAULTS = {
     "temperature": 0.0,
     "weights": (),
     "over_epochs": "refuse",
+    "on_change": "refuse",
     "curriculum": {"kind": "none", "until": 0.3},
 }
 # The same of a source, besides the options of its kind.
@@ -85,12 +86,12 @@ def check(config):
     make_sources(config)
     _rows(config)
     curriculum.check(**get(config, "curriculum"))
-    policy = get(config, "over_epochs")
-    if policy not in ("refuse", "give"):
-        raise ConfigError(
-            f"config.data.over_epochs={policy!r} must be one of refuse, give.\n"
-            "  Try --config.data.over_epochs=refuse."
-        )
+    for field, other in (("over_epochs", "give"), ("on_change", "accept")):
+        if get(config, field) not in ("refuse", other):
+            raise ConfigError(
+                f"config.data.{field}={get(config, field)!r} must be one of refuse, {other}.\n"
+                f"  Try --config.data.{field}=refuse."
+            )
     for name, section in config.sources.items():
         build.settings(config, section, name)
     weights.check(_each(config, "weight"), get(config, "weights"), get(config, "temperature"))

@@ -217,7 +217,8 @@ class Loop:
 
     def meta(self):
         """What a checkpoint says of itself besides its arrays."""
-        return {"tokenizer": self.run.tokenizer.fingerprint} | dataclasses.asdict(self.progress)
+        own = {"tokenizer": self.run.tokenizer.fingerprint, "data": self.run.record}
+        return own | dataclasses.asdict(self.progress)
 
     def _restart_clock(self, step):
         self.clock, self.clock_step = time.perf_counter(), step

@@ -44,6 +44,7 @@ class Run(NamedTuple):
         tokenizer: as `tokenizers` makes; None, as all below, where nothing is to be read.
         train, validation: sources of batches.
         notes: lines about the data.
+        record: {name: text or number}, all that the order of the data depends on.
     """
 
     config: Any
@@ -58,6 +59,7 @@ class Run(NamedTuple):
     train: Any = None
     validation: Any = None
     notes: Any = None
+    record: Any = None
 
 
 def check(config, devices):
@@ -149,7 +151,10 @@ def assemble(config, workdir, devices=None):
     model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
     train, validation, notes = open_data(config, tokenizer, workdir)
     run = assemble_program(config, tokenizer.vocab_size, devices)
-    return run._replace(tokenizer=tokenizer, train=train, validation=validation, notes=notes)
+    record = data.record(train, config.data, config.seed)
+    processes.check_same("order of the data", json.dumps(record))
+    found = dict(tokenizer=tokenizer, train=train, validation=validation)
+    return run._replace(**found, notes=notes, record=record)
 
 
 def assemble_program(config, vocab, devices):
