@@ -35,6 +35,8 @@ def get_config(arg=None):
     # shards (data.shards.write_scores), until that share of the run. none, length, score
     c.data.curriculum = dict(kind="none", until=0.3)
     c.data.on_change = "refuse"  # to go on with rows in another order; or accept
+    # Weight 0: updates, such as (5, 6), and a file's documents, "SOURCE NUMBER" a line.
+    c.data.skip = dict(steps=(), documents="")
     c.data.batch = 24  # rows a step, over all devices
     c.data.length = 128  # tokens a row
     c.data.rows = "windows"  # over the text end to end; packed: whole documents, none cut that fits

@@ -4,7 +4,7 @@ import pathlib
 
 from jaxllm import config as configs
 from jaxllm.config import ConfigError
-from jaxllm.data import build, curriculum, shards, sources, tfds_source, weights
+from jaxllm.data import build, curriculum, shards, skip, sources, tfds_source, weights
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.origin import differences, explain, record
@@ -32,6 +32,7 @@ DEFAULTS = {
     "over_epochs": "refuse",
     "on_change": "refuse",
     "curriculum": {"kind": "none", "until": 0.3},
+    "skip": {"steps": (), "documents": ""},
 }
 # The same of a source, besides the options of its kind.
 SECTION = {"weight": 1.0, "split": "auto", "max_epochs": 0.0}
@@ -86,6 +87,7 @@ def check(config):
     make_sources(config)
     _rows(config)
     curriculum.check(**get(config, "curriculum"))
+    skip.check(**get(config, "skip"))
     for field, other in (("over_epochs", "give"), ("on_change", "accept")):
         if get(config, field) not in ("refuse", other):
             raise ConfigError(
@@ -197,14 +199,27 @@ def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0)
         plan = weights.stages(_each(config, "weight"), *options, tokens, steps * config.batch)
         rows = Mixture(opened, plan, seed)
     rows = _within_limits(config, rows, opened, seed, steps)
-    kind, until = (get(config, "curriculum")[field] for field in ("kind", "until"))
-    if kind == "none" or not steps:
+    if not steps:
         return rows
-    end = rows.read(round(until * steps) * config.batch)
-    for name in rows.sources:
+    rows = _easy_first(config, rows, places, split, seed, steps)
+    documents = {name: m["splits"][split]["documents"] for name, (_, m) in places.items()}
+    left_out = get(config, "skip")
+    skipped = skip.read(left_out["documents"], documents)
+    if skipped or left_out["steps"]:
+        rows = skip.Skipping(rows, left_out["steps"], skipped)
+    return rows
+
+
+def _easy_first(config, rows, places, split, seed, steps):
+    """Returns rows by the config's curriculum."""
+    kind, until = (get(config, "curriculum")[field] for field in ("kind", "until"))
+    if kind == "none":
+        return rows
+    end, ordered = rows.read(round(until * steps) * config.batch), {}
+    for name, source in rows.sources.items():
         scores = curriculum.scores(kind, *places[name], split)
-        opened[name] = curriculum.Curriculum(opened[name], scores, end[name], seed)
-    return opened[rows.name] if len(opened) == 1 else rows.over(opened)
+        ordered[name] = curriculum.Curriculum(source, scores, end[name], seed)
+    return rows.over(ordered) if isinstance(rows, Mixture) else ordered[rows.name]
 
 
 def _find(config, tokenizer, directory, name, source, verify):

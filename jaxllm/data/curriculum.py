@@ -12,13 +12,13 @@ import numpy as np
 
 from jaxllm.config import ConfigError, near
 from jaxllm.data import permute, shards
-from jaxllm.data.rows import Rows
+from jaxllm.data.rows import Over
 
 KINDS = ("none", "length", "score")
 FIRST_PART = 0.01
 
 
-class Curriculum(Rows):
+class Curriculum(Over):
     """A source whose first rows are easy ones; all else is the source's.
 
     Args:
@@ -32,14 +32,17 @@ class Curriculum(Rows):
     """
 
     def __init__(self, source, scores, rows, seed):
-        self._source, self._rows = source, rows
+        super().__init__(source)
+        self._rows = rows
         self._order = np.argsort(source.row_scores(scores), kind="stable")
         digest = hashlib.sha256(np.ascontiguousarray(self._order).tobytes()).hexdigest()[:12]
         self.order = {"curriculum": f"{digest} until its row {rows}"}
         self._key = permute.make_key("curriculum", seed, source.name)
 
-    def __getattr__(self, name):
-        return getattr(self._source, name)
+    @property
+    def sources(self):
+        """{name: source} of the sources that the rows are of."""
+        return {self.name: self}
 
     def part(self, n):
         """Returns how many of the sorted rows each row `n` of the curriculum is drawn from."""
@@ -73,10 +76,6 @@ class Curriculum(Rows):
         for at, origin in zip(later, self._source.where(n[later] - self._rows), strict=True):
             found[at] = origin
         return found
-
-    def in_order(self, k):
-        """Returns rows `k` of the split, in no order of difficulty."""
-        return self._source.in_order(k)
 
 
 def check(kind, until):

@@ -61,6 +61,34 @@ class Rows:
         return -(-self.epoch_rows // batch)
 
 
+class Over(Rows):
+    """Rows over those of another source; what a subclass does not change is that source's."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    @property
+    def sources(self):
+        """{name: source} of the sources that the rows are of."""
+        return self._source.sources
+
+    @property
+    def held(self):
+        """Names of sources held to their limits."""
+        return self._source.held
+
+    def read(self, rows):
+        """Returns {name: how many of the first `rows` rows are of that source}."""
+        return self._source.read(rows)
+
+    def in_order(self, k):
+        """Returns rows `k` of the split from its start."""
+        return self._source.in_order(k)
+
+
 def empty_batch(rows, length):
     """Returns a batch of padding: weight and segment 0."""
     shape = (rows, length)

@@ -153,6 +153,7 @@ def assemble(config, workdir, devices=None):
     run = assemble_program(config, tokenizer.vocab_size, devices)
     record = data.record(train, config.data, config.seed)
     processes.check_same("order of the data", json.dumps(record))
+    processes.check_same("skip list", getattr(train, "digest", ""))
     found = dict(tokenizer=tokenizer, train=train, validation=validation)
     return run._replace(**found, notes=notes, record=record)
 

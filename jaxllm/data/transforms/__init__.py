@@ -5,7 +5,7 @@ the row's number alone, so that a row is transformed alike whenever and wherever
 """
 
 from jaxllm.data import permute
-from jaxllm.data.rows import Rows
+from jaxllm.data.rows import Over
 from jaxllm.data.transforms import masks, spans
 
 TRANSFORMS = {
@@ -21,7 +21,7 @@ TRANSFORMS = {
 __all__ = ["TRANSFORMS", "Transformed"]
 
 
-class Transformed(Rows):
+class Transformed(Over):
     """A source whose batches pass through a transform; all else is the source's.
 
     Args:
@@ -31,21 +31,10 @@ class Transformed(Rows):
     """
 
     def __init__(self, source, transform, seed):
-        self._source, self._transform = source, transform
+        super().__init__(source)
+        self._transform = transform
         self._key = permute.make_key("transform", seed)
         self._epoch_key = permute.make_key("transform in order", seed)
-
-    def __getattr__(self, name):
-        return getattr(self._source, name)
-
-    @property
-    def sources(self):
-        """{name: source} of the sources that the rows are of."""
-        return self._source.sources
-
-    def read(self, rows):
-        """Returns {name: how many of the first `rows` rows are of that source}."""
-        return self._source.read(rows)
 
     def take(self, n):
         """Returns rows `n` of the training order, transformed."""
