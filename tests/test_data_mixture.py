@@ -154,6 +154,8 @@ def test_or_its_share_goes_to_the_others_and_is_said(changes, shard_dir):
     assert all(sum(rows.values()) == 1_000 for _, rows in source.stages)
     said = [line for line in data.describe(source, 1_000) if "held" in line]
     assert len(said) == 1 and said[0].startswith("data a:")
+    nothing = opened(shard_dir, a__max_epochs=1e-3, over_epochs="give")
+    assert "a" not in nothing.sources and "no rows" in data.describe(nothing, 1_000)[-1]
     with pytest.raises(ConfigError, match="all that a stage"):
         opened(shard_dir, a__max_epochs=1.0, b__max_epochs=1.0, over_epochs="give")
 

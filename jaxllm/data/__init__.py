@@ -261,10 +261,15 @@ def describe(source, steps):
         source: as `open_split` returns.
         steps: steps of the run.
     """
-    read = source.read(steps * source.batch)
-    return [
-        f"data {name}: {read[name]:,} rows of the run, {epochs:.2f} epochs of "
-        f"{source.sources[name].train_rows:,}"
-        + (" (held to its max_epochs; the others have the rest)" if name in source.held else "")
-        for name, epochs in source.epochs(steps).items()
+    read, lines = source.read(steps * source.batch), []
+    for name, epochs in source.epochs(steps).items():
+        line = f"data {name}: {read[name]:,} rows of the run, {epochs:.2f} epochs of "
+        lines.append(f"{line}{source.sources[name].train_rows:,}")
+        if name in source.held:
+            lines[-1] += " (held to its max_epochs; the others have the rest)"
+    lines += [
+        f"data {name}: no rows (its max_epochs allow less than one in a thousand)"
+        for name in source.held
+        if name not in read
     ]
+    return lines
