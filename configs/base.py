@@ -25,10 +25,21 @@ def get_config(arg=None):
 
     c.tokenizer = dict(kind="char")  # byte, char, sentencepiece, hf: jaxllm.tokenizers
     c.data = ConfigDict()
-    # {name: source}; jaxllm.data.SOURCES has the kinds; weight: share of the rows.
+    # {name: source}; jaxllm.data.SOURCES has the kinds; weight: share of the rows; max_epochs: how
+    # often a run may walk it (0: any number of times).
     c.data.sources = dict(main=dict(kind="shakespeare", weight=1.0))
+    c.data.temperature = 0.0  # shares go by weight x tokens^(1 / temperature); 0: by weight
+    c.data.weights = ()  # stages: ((share of the run, {name: weight}), …); (): the weights above
+    c.data.over_epochs = "refuse"  # a run past max_epochs; give: its share goes to the others
+    # Rows from a growing part of the documents sorted by length, or by a score stored beside the
+    # shards (data.shards.write_scores), until that share of the run. none, length, score
+    c.data.curriculum = dict(kind="none", until=0.3)
+    c.data.on_change = "refuse"  # to go on with rows in another order; or accept
+    # Weight 0: updates, such as (5, 6), and a file's documents, "SOURCE NUMBER" a line.
+    c.data.skip = dict(steps=(), documents="")
     c.data.batch = 24  # rows a step, over all devices
     c.data.length = 128  # tokens a row
+    c.data.rows = "windows"  # over the text end to end; packed: whole documents, none cut that fits
     c.data.validation_fraction = 0.1  # of the documents, or of the text if it is one document
     c.data.bad_input = "error"  # error, or skip: what cannot be read is counted and left out
     c.data.cache_dir = ""  # token shards shared by runs; "": in the work directory

@@ -14,6 +14,10 @@ Killed, the same command goes on where it was; with other settings it redoes wha
 sets saved tokenizers side by side over the documents of files, or of the corpus that --config and
 --workdir name; --json as data.
 
+    python -m jaxllm.prepare --explain=RUN --step=N
+
+prints which documents the N-th step of a training run, in its work directory, was made of.
+
 Exit status: 0 done; 2 a setting or the input is wrong.
 """
 
@@ -28,6 +32,7 @@ from jaxllm.corpus.executors import EXECUTORS
 from jaxllm.corpus.quality import RULES
 from jaxllm.data import SOURCES
 from jaxllm.tokenizers import TOKENIZERS
+from jaxllm.training import origins
 
 # Sections with a `kind`: (table of factories, fields of the section that are not the factory's).
 KINDS = {
@@ -47,12 +52,17 @@ def define_flags():
     flags.DEFINE_string("compare-tokenizers", "", "directories of tokenizers, joined by commas")
     flags.DEFINE_string("documents", "", "files that they are compared over; else the corpus")
     flags.DEFINE_bool("json", False, "print the comparison as one JSON object")
+    flags.DEFINE_string("explain", "", "work directory of a training run, whose rows to explain")
+    flags.DEFINE_integer("step", 1, "step of that run, from 1")
 
 
 def main(file, overrides):
-    """Makes the corpus, or compares tokenizers over it or over files."""
+    """Makes the corpus, compares tokenizers over it or over files, or explains a step."""
     f = flags.FLAGS
     directories = f["compare-tokenizers"].value
+    if f.explain:
+        print(origins.page(f.explain, f.step))
+        return 0
     if f.documents and not directories:
         raise ConfigError("--documents is for --compare-tokenizers=DIR,DIR; name them.")
     if f.documents:

@@ -147,10 +147,32 @@ def test_a_setting_that_changed_is_told(small, tmp_path, capsys):
     runs.train(small(), tmp_path, wrap=stop_at(4))
     assert " was " not in capsys.readouterr().out
     batch = small().data.batch
-    assert runs.train(small({"data.batch": 2 * batch, "step.clip": 0.5}), tmp_path) == 0
+    fields = {"data.batch": 2 * batch, "step.clip": 0.5}
+    with pytest.raises(ConfigError, match=rf"was +is\n +batch +{batch} +{2 * batch}\n.*accept"):
+        runs.train(small(fields), tmp_path)
+    assert runs.train(small({**fields, "data.on_change": "accept"}), tmp_path) == 0
     out = capsys.readouterr().out
     assert f"config.data.batch was {batch} in this run, and is {2 * batch} from here on" in out
-    assert "config.step.clip was 1.0" in out and out.count(" was ") == 2
+    assert "config.step.clip was 1.0" in out and out.count(" was ") == 3
+
+
+@pytest.mark.parametrize(
+    "name, value, told",
+    [
+        ("seed", 5, "seed"),
+        ("data.rows", "packed", "rows"),
+        ("data.sources.main.documents", 77, "sources.main.shards"),
+        ("data.curriculum.kind", "length", "sources.main.curriculum"),
+    ],
+)
+def test_rows_in_another_order_are_refused(name, value, told, small, tmp_path):
+    runs.train(small(), tmp_path, wrap=stop_at(3))
+    before = {p: p.read_bytes() for p in tmp_path.glob("*.json*")}
+    with pytest.raises(ConfigError, match=rf"was +is\n +{told} ") as error:
+        runs.train(small({name: value}), tmp_path)
+    assert runs.edits(str(error.value)) == [("data.on_change", "accept")]
+    assert {p: p.read_bytes() for p in before} == before
+    assert runs.train(small({name: value, "data.on_change": "accept"}), tmp_path) == 0
 
 
 def test_all_checkpoints_damaged_starts_anew(small, tmp_path):

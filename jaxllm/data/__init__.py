@@ -8,19 +8,26 @@ from jaxllm.data import (
     archives,
     build,
     code,
+    curriculum,
     html,
     prepared,
     shards,
+    skip,
     sources,
     tables,
     tfds_source,
     warc,
+    weights,
 )
 from jaxllm.data.errors import BadInput, DataError
-from jaxllm.data.mixture import Mixture, quotas
+from jaxllm.data.mixture import Mixture
+from jaxllm.data.origin import differences, explain, record
+from jaxllm.data.packing import Packed
 from jaxllm.data.prefetch import Prefetch
+from jaxllm.data.rows import empty_batch
 from jaxllm.data.sources import Document, FileSource
-from jaxllm.data.windows import Source, empty_batch
+from jaxllm.data.transforms import TRANSFORMS, Transformed
+from jaxllm.data.windows import Source
 
 SOURCES = {
     "shakespeare": sources.shakespeare,
@@ -37,20 +44,42 @@ SOURCES = {
     "synthetic": sources.synthetic,
     "prepared": prepared.make,
 }
+# What a row is: a window over the stream of tokens, or whole documents.
+ROWS = {"windows": Source, "packed": Packed}
+# Settings of `config.data` that a config need not have.
+DEFAULTS = {
+    "rows": "windows",
+    "temperature": 0.0,
+    "weights": (),
+    "over_epochs": "refuse",
+    "on_change": "refuse",
+    "curriculum": {"kind": "none", "until": 0.3},
+    "skip": {"steps": (), "documents": ""},
+}
+# The same of a source, besides the options of its kind.
+SECTION = {"weight": 1.0, "split": "auto", "max_epochs": 0.0}
 
 __all__ = [
+    "ROWS",
     "SOURCES",
+    "TRANSFORMS",
     "DataError",
     "Document",
     "FileSource",
     "Mixture",
+    "Packed",
     "Prefetch",
     "Source",
+    "Transformed",
     "check",
+    "describe",
+    "differences",
     "empty_batch",
+    "explain",
     "make_sources",
     "open_split",
     "prepare",
+    "record",
     "texts",
 ]
 
@@ -71,7 +100,7 @@ def make_sources(config, field="data.sources"):
             f'c.{field} = dict(main=dict(kind="shakespeare")).'
         )
     return {
-        name: configs.make(SOURCES, section, f"{field}.{name}", ignore=("weight", "split"))
+        name: configs.make(SOURCES, section, f"{field}.{name}", ignore=SECTION)
         for name, section in config.sources.items()
     }
 
@@ -83,9 +112,49 @@ def check(config):
         config: `config.data`.
     """
     make_sources(config)
+    _rows(config)
+    curriculum.check(**get(config, "curriculum"))
+    skip.check(**get(config, "skip"))
+    for field, other in (("over_epochs", "give"), ("on_change", "accept")):
+        if get(config, field) not in ("refuse", other):
+            raise ConfigError(
+                f"config.data.{field}={get(config, field)!r} must be one of refuse, {other}.\n"
+                f"  Try --config.data.{field}=refuse."
+            )
     for name, section in config.sources.items():
         build.settings(config, section, name)
-    quotas({name: {"weight": 1.0, **section}["weight"] for name, section in config.sources.items()})
+    weights.check(_each(config, "weight"), get(config, "weights"), get(config, "temperature"))
+    for name, limit in _each(config, "max_epochs").items():
+        if not 0 <= limit < float("inf"):
+            raise ConfigError(
+                f"config.data.sources.{name}.max_epochs={limit} must be 0 (no limit) or above.\n"
+                f"  Try --config.data.sources.{name}.max_epochs=4.0."
+            )
+
+
+def _rows(config):
+    """Returns the class of rows that `config.rows` names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    rows = get(config, "rows")
+    if rows not in ROWS:
+        raise ConfigError(
+            f"config.data.rows={rows!r} is unknown.{configs.near(rows, ROWS)} "
+            f"Known: {', '.join(ROWS)}.\n  Try --config.data.rows=windows."
+        )
+    return ROWS[rows]
+
+
+def get(config, name):
+    """Returns a setting of `config.data`, or what it is where a config has it not."""
+    return {name: DEFAULTS[name], **config}[name]
+
+
+def _each(config, field):
+    """Returns {name: a setting of that source, besides those of its kind}."""
+    return {name: {**SECTION, **section}[field] for name, section in config.sources.items()}
 
 
 def texts(config):
@@ -130,7 +199,7 @@ def _root(config, directory):
     return pathlib.Path(config.cache_dir or directory).expanduser()
 
 
-def open_split(config, tokenizer, directory, split, seed, verify=False):
+def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0):
     """Opens a split of what `prepare` wrote, as rows by random access.
 
     Args:
@@ -140,36 +209,103 @@ def open_split(config, tokenizer, directory, split, seed, verify=False):
         split: "train" or "validation".
         seed: of the order of rows.
         verify: also check the sha256 of every file.
+        steps: of the run, for what changes over it; 0 where nothing is trained.
 
     Raises:
         DataError: not prepared with this tokenizer and these settings, or damaged.
-        ConfigError: the split is too short for one row.
+        ConfigError: the split is too short for one row, or would be repeated too often.
     """
-    opened, weights = {}, {}
+    opened, places = {}, {}
     for name, source in make_sources(config).items():
-        options = build.settings(config, config.sources[name], name)
-        if isinstance(source, prepared.Prepared):
-            path = source.directory
-        else:
-            path = _root(config, directory) / f"{name}-{build.key(source, tokenizer, options)}"
-        if not path.exists():
-            raise DataError(
-                f"Source {name!r} is not prepared under {path.parent} with this tokenizer, these "
-                "files and these settings. Run data.prepare first."
-            )
-        manifest = shards.read_manifest(path)
-        if manifest["tokenizer"] != tokenizer.fingerprint:
-            raise DataError(
-                f"{path} was made with another tokenizer. Delete it, prepare again; a corpus has "
-                f"its own: --config.tokenizer.kind=saved --config.tokenizer.path={path}."
-            )
-        shards.check_sizes(path, manifest)
-        if verify:
-            shards.check_hashes(path, manifest)
-        opened[name] = Source(
+        path, manifest = places[name] = _find(config, tokenizer, directory, name, source, verify)
+        opened[name] = _rows(config)(
             path, manifest, split, batch=config.batch, length=config.length, seed=seed, name=name
         )
-        weights[name] = float({"weight": 1.0, **config.sources[name]}["weight"])
     if len(opened) == 1:
-        return next(iter(opened.values()))
-    return Mixture(opened, weights, seed)
+        (rows,) = opened.values()
+    else:
+        tokens = {name: source.tokens for name, source in opened.items()}
+        options = get(config, "weights"), get(config, "temperature")
+        plan = weights.stages(_each(config, "weight"), *options, tokens, steps * config.batch)
+        rows = Mixture(opened, plan, seed)
+    rows = _within_limits(config, rows, opened, seed, steps)
+    if not steps:
+        return rows
+    rows = _easy_first(config, rows, places, split, seed, steps)
+    documents = {name: m["splits"][split]["documents"] for name, (_, m) in places.items()}
+    left_out = get(config, "skip")
+    skipped = skip.read(left_out["documents"], documents)
+    if skipped or left_out["steps"]:
+        rows = skip.Skipping(rows, left_out["steps"], skipped)
+    return rows
+
+
+def _easy_first(config, rows, places, split, seed, steps):
+    """Returns rows by the config's curriculum."""
+    kind, until = (get(config, "curriculum")[field] for field in ("kind", "until"))
+    if kind == "none":
+        return rows
+    end, ordered = rows.read(round(until * steps) * config.batch), {}
+    for name, source in rows.sources.items():
+        scores = curriculum.scores(kind, *places[name], split)
+        ordered[name] = curriculum.Curriculum(source, scores, end[name], seed)
+    return rows.over(ordered) if isinstance(rows, Mixture) else ordered[rows.name]
+
+
+def _find(config, tokenizer, directory, name, source, verify):
+    """Returns (directory, manifest) of a source's shards, checked."""
+    options = build.settings(config, config.sources[name], name)
+    if isinstance(source, prepared.Prepared):
+        path = source.directory
+    else:
+        path = _root(config, directory) / f"{name}-{build.key(source, tokenizer, options)}"
+    if not path.exists():
+        raise DataError(
+            f"Source {name!r} is not prepared under {path.parent} with this tokenizer, these "
+            "files and these settings. Run data.prepare first."
+        )
+    manifest = shards.read_manifest(path)
+    if manifest["tokenizer"] != tokenizer.fingerprint:
+        raise DataError(
+            f"{path} was made with another tokenizer. Delete it, prepare again; a corpus has "
+            f"its own: --config.tokenizer.kind=saved --config.tokenizer.path={path}."
+        )
+    shards.check_sizes(path, manifest)
+    if verify:
+        shards.check_hashes(path, manifest)
+    return path, manifest
+
+
+def _within_limits(config, rows, opened, seed, steps):
+    """Returns rows that repeat no source beyond its `max_epochs`; see `weights.give`."""
+    limits, held = _each(config, "max_epochs"), {}
+    while steps and (names := weights.over(rows.epochs(steps), limits)):
+        epochs = rows.epochs(steps)
+        if get(config, "over_epochs") != "give" or len(opened) == 1:
+            weights.refuse(names[0], rows.epochs, limits[names[0]], steps)
+        factors = {name: limits[name] / epochs[name] for name in names}
+        held |= factors
+        plan = [(first, dict.fromkeys(opened, 0) | quotas) for first, quotas in rows.stages]
+        rows = Mixture(opened, weights.give(plan, list(held), factors), seed, held)
+    return rows
+
+
+def describe(source, steps):
+    """Returns a line for each source: how often a run of `steps` steps walks it.
+
+    Args:
+        source: as `open_split` returns.
+        steps: steps of the run.
+    """
+    read, lines = source.read(steps * source.batch), []
+    for name, epochs in source.epochs(steps).items():
+        line = f"data {name}: {read[name]:,} rows of the run, {epochs:.2f} epochs of "
+        lines.append(f"{line}{source.sources[name].train_rows:,}")
+        if name in source.held:
+            lines[-1] += " (held to its max_epochs; the others have the rest)"
+    lines += [
+        f"data {name}: no rows (its max_epochs allow less than one in a thousand)"
+        for name in source.held
+        if name not in read
+    ]
+    return lines

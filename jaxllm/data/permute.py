@@ -5,7 +5,6 @@ keyed permutation needs neither: the place of entry i is computed from (key, i) 
 """
 
 import hashlib
-import math
 
 import numpy as np
 
@@ -43,21 +42,22 @@ def permute(keys, i, size):
     Args:
         keys: uint64 array, one key an entry; equal keys are one permutation.
         i: int64 array, 0 <= i < size, of the same shape.
-        size: length of the permutation.
+        size: length of the permutation, or an array with that of each entry, below 2^52.
 
     Returns:
         int64 array of places in range(size).
     """
-    a = math.isqrt(size - 1) + 1
-    b = -(-size // a)
-    place = _rounds(keys, i.astype(np.uint64), a, b)
+    size = np.asarray(size)
+    a = np.floor(np.sqrt(size - 1)).astype(np.int64) + 1
+    sides = a.astype(np.uint64), (-(-size // a)).astype(np.uint64)
+    place = _rounds(keys, i.astype(np.uint64), *sides)
     while (outside := np.flatnonzero(place >= size)).size:
-        place[outside] = _rounds(keys[outside], place[outside], a, b)
+        some = [side[outside] if size.ndim else side for side in sides]
+        place[outside] = _rounds(keys[outside], place[outside], *some)
     return place.astype(np.int64)
 
 
 def _rounds(keys, x, a, b):
-    a, b = np.uint64(a), np.uint64(b)
     left, right = x // b, x % b
     for r in range(0, ROUNDS, 2):
         left = (left + mix((keys ^ _ROUND_KEYS[r]) + right) % a) % a

@@ -177,6 +177,47 @@ def check_hashes(directory, manifest):
                 )
 
 
+def write_scores(directory, split, scores):
+    """Stores a number for each document of a split beside its shards, for a curriculum.
+
+    Args:
+        directory: of the shard set.
+        split: name of the split.
+        scores: float[documents], higher is harder.
+
+    Raises:
+        DataError: not one finite number a document.
+    """
+    scores = np.asarray(scores, np.float32)
+    documents = read_manifest(directory)["splits"][split]["documents"]
+    if scores.shape != (documents,) or not np.isfinite(scores).all():
+        raise DataError(
+            f"scores of {directory}, split {split}: {scores.shape} given, of which "
+            f"{int(np.isfinite(scores).sum())} are finite; it has {documents} documents."
+        )
+    np.save(pathlib.Path(directory) / f"{split}.scores.npy", scores)
+
+
+def read_scores(directory, manifest, split):
+    """Returns what `write_scores` stored, float32[documents].
+
+    Raises:
+        DataError: there is none, or it is of another number of documents.
+    """
+    path = pathlib.Path(directory) / f"{split}.scores.npy"
+    try:
+        scores = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}.\n  Write it with data.shards.write_scores, or try "
+            "--config.data.curriculum.kind=length."
+        ) from error
+    documents = manifest["splits"][split]["documents"]
+    if scores.shape != (documents,):
+        raise DataError(f"{path} has {scores.shape} scores for {documents} documents.")
+    return scores
+
+
 def _again(directory):
     return f"Delete {directory} and prepare again."
 
@@ -220,6 +261,24 @@ class TokenStream:
         for row in np.flatnonzero(~whole):
             out[row] = self._across(int(starts[row]), length)
         return out
+
+    def read_pieces(self, starts, lengths, places, tokens, targets):
+        """Writes stretches of the stream, and the same one token later.
+
+        Args:
+            starts, lengths: of the stretches; each is followed by one more token.
+            places: where each goes in `tokens` and `targets`, int32[…].
+        """
+        size = self._shard_tokens
+        for start, length, place in zip(
+            starts.tolist(), lengths.tolist(), places.tolist(), strict=True
+        ):
+            s, inside = divmod(start, size)
+            piece = self._maps[s][inside : inside + length + 1]
+            if len(piece) <= length:
+                piece = self._across(start, length + 1)
+            tokens[place : place + length] = piece[:-1]
+            targets[place : place + length] = piece[1:]
 
     def _across(self, start, length):
         """Reads one stretch that crosses from shard to shard."""

@@ -5,13 +5,17 @@ n // windows walks all windows once in a keyed order, from a keyed shift of up t
 so that cuts fall elsewhere each time.
 """
 
+import itertools
+
 import numpy as np
 
 from jaxllm.config import ConfigError
 from jaxllm.data import permute, shards
+from jaxllm.data.origin import Piece
+from jaxllm.data.rows import Rows, empty_batch, runs, spread
 
 
-class Source:
+class Source(Rows):
     """Rows of one shard set's split, by random access.
 
     Args:
@@ -27,8 +31,10 @@ class Source:
         tokens: tokens in the split.
         bytes: UTF-8 bytes of the split's text.
         bytes_per_token: their ratio, for bits per byte.
-        windows: rows in an epoch of training.
+        windows, train_rows: rows in an epoch of training.
+        efficiency: share of all places that hold a token, 1.
         steps_per_epoch: steps that walk all windows once, rounded up.
+        name: of the source.
         manifest: what was prepared, with counts, hashes and what was skipped.
 
     Raises:
@@ -36,7 +42,7 @@ class Source:
     """
 
     def __init__(self, directory, manifest, split, *, batch, length, seed, name):
-        self.manifest, self.batch, self.length = manifest, batch, length
+        self.manifest, self.batch, self.length, self.name = manifest, batch, length, name
         part = manifest["splits"][split]
         self.tokens, self.bytes = part["tokens"], part["bytes"]
         if self.tokens < length + 1:
@@ -46,22 +52,11 @@ class Source:
         self._key = permute.make_key("rows", seed, name, split)
         self._shift_key = permute.make_key("shift", seed, name, split)
         # One window fewer than fit, so that an epoch may start up to a window later.
-        self.windows = max(1, (self.tokens - 1) // length - 1)
+        self.train_rows = self.windows = max(1, (self.tokens - 1) // length - 1)
+        self.efficiency = 1.0
         self._shifts = min(length, self.tokens - self.windows * length)
         self.steps_per_epoch = -(-self.windows // batch)
         self.epoch_rows = -(-(self.tokens - 1) // length)
-
-    def __call__(self, step, rows=None):
-        """Returns those rows of the global batch of a step; see `take_batch`."""
-        return take_batch(self, step, rows)
-
-    def epoch(self, batch, rows=None):
-        """Iterates over the whole split once; see `iterate_epoch`."""
-        return iterate_epoch(self, batch, rows)
-
-    def epoch_steps(self, batch):
-        """Number of batches of `batch` rows that `epoch` yields."""
-        return -(-self.epoch_rows // batch)
 
     def starts(self, n):
         """Returns where rows `n` (int64, counted from the start of training) begin."""
@@ -91,6 +86,42 @@ class Source:
                 batch[name][row, :keep] = value[0]
         return batch
 
+    def where(self, n):
+        """Returns (source, epoch, pieces) of each row `n` of the training order."""
+        epochs = (n // self.windows).tolist()
+        pieces = self._pieces(self.starts(n))
+        return [(self.name, epoch, found) for epoch, found in zip(epochs, pieces, strict=True)]
+
+    def where_in_order(self, k):
+        """Returns the pieces of each row `k` of `in_order`."""
+        return self._pieces(k * self.length)
+
+    def _pieces(self, starts):
+        """Returns a list of Pieces for each row that begins at `starts`."""
+        found, begins = [], self._stream.starts
+        for start in starts.tolist():
+            end = min(start + self.length, self.tokens - 1)  # each has a target
+            first, after = np.searchsorted(begins, [start, end - 1], "right")
+            edges = [start, *begins[first:after].tolist(), end]
+            found.append(
+                [
+                    Piece(a - start, first - 1 + i, a - int(begins[first - 1 + i]), b - a, a)
+                    for i, (a, b) in enumerate(itertools.pairwise(edges))
+                ]
+            )
+        return found
+
+    def ids(self, start, count):
+        """Returns `count` token ids of the stream from `start` on."""
+        return self._stream.read(np.array([start]), count)[0]
+
+    def row_scores(self, scores):
+        """Returns the mean over the tokens of each row `k` of `in_order` of documents' scores."""
+        ends = np.append(self._stream.starts, self.tokens)
+        total = np.concatenate([[0.0], np.cumsum(scores * np.diff(ends))])
+        edges = np.minimum(np.arange(self.epoch_rows + 1) * self.length, self.tokens)
+        return np.diff(np.interp(edges, ends, total)) / np.diff(edges)
+
     def _cut(self, starts, length=0):
         """Returns the batch whose rows begin at `starts` of the stream."""
         length = length or self.length
@@ -107,27 +138,19 @@ class Source:
     def _boundaries(self, starts, length):
         """Returns positions, segments and weights of the rows that begin at `starts`."""
         B, shape = len(starts), (len(starts), length)
-        step_T = np.arange(length, dtype=np.int32)
         first = np.searchsorted(self._stream.starts, starts, "right")
         after = np.searchsorted(self._stream.starts, starts + length, "right")
-        count = after - first
-        position_BT = np.broadcast_to(step_T, shape).copy()
-        segment_BT, weight_BT = np.ones(shape, np.int32), np.ones(shape, np.float32)
-        if not count.any():
-            return position_BT, segment_BT, weight_BT
-        # Places in the flattened rows where a document starts.
-        row = np.repeat(np.arange(B), count)
-        index = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        column = self._stream.starts[np.repeat(first, count) + index] - starts[row]
+        row, document = spread(first, after - first)
+        column = self._stream.starts[document] - starts[row]
+        weight_BT = np.ones(shape, np.float32)
         weight_BT[row, column - 1] = 0  # a target that begins another document
         inside = column < length
         row, column = row[inside], column[inside]
-        mark_BT = np.zeros(shape, np.int32)
-        mark_BT[row, column] = 1
-        segment_BT += np.cumsum(mark_BT, axis=1, dtype=np.int32)
-        mark_BT[row, column] = column
-        position_BT -= np.maximum.accumulate(mark_BT, axis=1)
-        return position_BT, segment_BT, weight_BT
+        count = np.bincount(row, minlength=B)
+        at = np.cumsum(count) - count  # the run that a row begins with goes before its others
+        number = np.insert(np.arange(2, len(row) + 2) - at[row], at, 1)
+        begin = np.insert(row * length + column, at, np.arange(B) * length)
+        return *runs(begin, number, shape), weight_BT
 
 
 def _too_short(name, split, manifest, length):
@@ -146,53 +169,3 @@ def _too_short(name, split, manifest, length):
         f'{message}\n  Try {edit}, or split="tail" in config.data.sources.{name}, which cuts '
         "each document instead of dealing out whole ones."
     )
-
-
-def empty_batch(rows, length):
-    """Returns a batch of padding: weight and segment 0."""
-    shape = (rows, length)
-    batch = {k: np.zeros(shape, np.int32) for k in ("tokens", "targets", "position", "segment")}
-    return {**batch, "weight": np.zeros(shape, np.float32)}
-
-
-def pick(rows, batch):
-    """Returns the row numbers that a slice, array or None (all) picks from a batch."""
-    everything = np.arange(batch, dtype=np.int64)
-    return everything if rows is None else everything[rows]
-
-
-def take_batch(source, step, rows=None):
-    """Returns rows of the global batch of a step.
-
-    Args:
-        source: with `batch` and `take`.
-        step: the step, from 0.
-        rows: a slice or integer array into range(source.batch), or None for all.
-
-    Returns:
-        Numpy arrays [B, T]: `tokens`, `targets`, `position` and `segment` (int32; segments count
-        from 1 in each row, 0 is padding) and `weight` (float32; 0 on a target that begins
-        another document, and on padding). A pure function of (seed, step, row).
-    """
-    return source.take(np.int64(step) * source.batch + pick(rows, source.batch))
-
-
-def iterate_epoch(source, batch, rows=None):
-    """Yields a split once, in order; every token but each document's first is a target once.
-
-    Args:
-        source: with `epoch_rows`, `length` and `in_order`.
-        batch: rows in a global batch; the last one is filled with rows of padding.
-        rows: a slice or integer array into range(batch), or None for all.
-    """
-    for first in range(0, source.epoch_rows, batch):
-        k = first + pick(rows, batch)
-        here = k < source.epoch_rows
-        if here.all():
-            yield source.in_order(k)
-            continue
-        out = empty_batch(len(k), source.length)
-        if here.any():
-            for name, value in source.in_order(k[here]).items():
-                out[name][here] = value
-        yield out

@@ -38,6 +38,7 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
         ("optimizer", f"{config.optim.kind}, schedule {config.schedule.kind}"),
         ("batch", _batch_words(config)),
         ("data", f"{run.train.tokens:,} train, {run.validation.tokens:,} validation tokens"),
+        ("rows", f"{config.data.rows}, {run.train.efficiency:.1%} full"),
         ("tokenizer", f"{run.tokenizer.kind}, vocabulary {run.tokenizer.vocab_size:,}"),
         ("memory", _memory_words(run, compiled)),
         ("FLOPs a token", f"{train:,.0f} (forward and backward, full attention)"),
@@ -51,7 +52,7 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
     rules = sharding.RULES[config.sharding]
     for note in sharding.unsplit(run.infos, rules.params, run.mesh)[:8]:
         lines.append(("not split", note))
-    lines += [("note", note) for note in [*run.skipped, *notes]]
+    lines += [("note", note) for note in [*run.notes, *notes]]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines)
 

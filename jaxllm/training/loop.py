@@ -186,7 +186,9 @@ class Loop:
         skips = jax.device_get([skipped for _, skipped in self.pending])
         for (at, _), skipped in zip(self.pending, skips, strict=True):
             if skipped > self.progress.skipped:
-                self.log.event(at, f"update {at} was not finite and was dropped ({skipped} so far)")
+                listed = at in self.config.data.get("skip", {}).get("steps", ())
+                why = "is on the skip list" if listed else "was not finite and was dropped"
+                self.log.event(at, f"update {at} {why} ({skipped} so far)")
             self.progress.skipped = int(skipped)
         self.pending = []
         limit = self.config.step.skip_limit
@@ -217,7 +219,8 @@ class Loop:
 
     def meta(self):
         """What a checkpoint says of itself besides its arrays."""
-        return {"tokenizer": self.run.tokenizer.fingerprint} | dataclasses.asdict(self.progress)
+        own = {"tokenizer": self.run.tokenizer.fingerprint, "data": self.run.record}
+        return own | dataclasses.asdict(self.progress)
 
     def _restart_clock(self, step):
         self.clock, self.clock_step = time.perf_counter(), step

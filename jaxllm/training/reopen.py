@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from jaxllm import settings, tokenizers
+from jaxllm import data, settings, tokenizers
 from jaxllm.config import ConfigError
 from jaxllm.training import setup
 from jaxllm.training.checkpoint import Checkpoints
@@ -98,3 +98,22 @@ def check_tokenizer(tokenizer, meta, step):
             f"{tokenizer.fingerprint[:12]}: its tokens would mean other text.\n"
             "  Try another --workdir, or put the run's own tokenizer/ back."
         )
+
+
+def check_data(run, meta, step):
+    """Raises ConfigError if a run's rows would no longer be those that its checkpoint goes on from.
+
+    Args:
+        run: `setup.Run`, with data.
+        meta: of the checkpoint; one from before this record existed passes.
+        step: the checkpoint's.
+    """
+    lines = data.differences(meta.get("data", {}), run.record)
+    if "data" not in meta or not lines or run.config.data.get("on_change") == "accept":
+        return
+    table = "\n".join(f"    {line}" for line in lines)
+    raise ConfigError(
+        f"Checkpoint {step} was trained on rows in another order than this config gives:\n{table}\n"
+        "  Go back to what was, or to go on from here with other rows try "
+        "--config.data.on_change=accept."
+    )

@@ -19,7 +19,7 @@ from jaxllm.training.lock import RunLock
 from jaxllm.training.loop import Loop, Progress
 from jaxllm.training.metrics import RunLog, versions
 from jaxllm.training.profile import Profile
-from jaxllm.training.reopen import check_tokenizer
+from jaxllm.training.reopen import check_data, check_tokenizer
 from jaxllm.training.sampling import make_sampler
 from jaxllm.training.state import place_key
 from jaxllm.training.stop import Stop, Watchdog
@@ -175,7 +175,8 @@ def restore_or_create(run, checkpoints, step):
     """Returns (state, Progress) of a checkpoint, or of the start where `step` is None.
 
     Raises:
-        ConfigError: the checkpoint was made with another tokenizer, model or optimizer.
+        ConfigError: the checkpoint was made with another tokenizer, model, optimizer or order of
+            the data.
     """
     if step is None:
         return run.create(place_key(run.mesh, run.config.seed)), Progress()
@@ -184,6 +185,7 @@ def restore_or_create(run, checkpoints, step):
     except MismatchError as error:
         raise ConfigError(str(error)) from None
     check_tokenizer(run.tokenizer, meta, step)
+    check_data(run, meta, step)
     known = {field: meta[field] for field in vars(Progress()) if field in meta}
     return state, Progress(**known)
 

@@ -22,7 +22,7 @@ COMPILER_OPTIONS = {"tpu": {"xla_tpu_prefer_async_allgather_to_allreduce": "true
 # Sections with a `kind`: (table of factories, fields of the section that are not the factory's).
 KINDS = {
     "tokenizer": (tokenizers.TOKENIZERS, {}),
-    "data.sources.*": (data.SOURCES, {"weight": 1.0, "split": "auto"}),
+    "data.sources.*": (data.SOURCES, data.SECTION),
     "objective": (objectives.OBJECTIVES, {}),
     "optim": (optim.OPTIMIZERS, {"groups": {}}),
     "schedule": (optim.SCHEDULES, {}),
@@ -43,7 +43,8 @@ class Run(NamedTuple):
         evaluate: (params, refs, batch) -> Loss; jitted.
         tokenizer: as `tokenizers` makes; None, as all below, where nothing is to be read.
         train, validation: sources of batches.
-        skipped: lines about input that was left out.
+        notes: lines about the data.
+        record: {name: text or number}, all that the order of the data depends on.
     """
 
     config: Any
@@ -57,7 +58,8 @@ class Run(NamedTuple):
     tokenizer: Any = None
     train: Any = None
     validation: Any = None
-    skipped: Any = None
+    notes: Any = None
+    record: Any = None
 
 
 def check(config, devices):
@@ -147,9 +149,13 @@ def assemble(config, workdir, devices=None):
     tokenizer = open_tokenizer(config, workdir)
     # Checked before the text is tokenized, which may take hours.
     model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
-    train, validation, skipped = open_data(config, tokenizer, workdir)
+    train, validation, notes = open_data(config, tokenizer, workdir)
     run = assemble_program(config, tokenizer.vocab_size, devices)
-    return run._replace(tokenizer=tokenizer, train=train, validation=validation, skipped=skipped)
+    record = data.record(train, config.data, config.seed)
+    processes.check_same("order of the data", json.dumps(record))
+    processes.check_same("skip list", getattr(train, "digest", ""))
+    found = dict(tokenizer=tokenizer, train=train, validation=validation)
+    return run._replace(**found, notes=notes, record=record)
 
 
 def assemble_program(config, vocab, devices):
@@ -215,7 +221,8 @@ def open_data(config, tokenizer, workdir):
     """Writes token shards where they are missing, process 0 first, and opens them.
 
     Returns:
-        (train source, validation source, a line for each source that skipped bad input).
+        (train source, validation source, lines about the data: how often the run walks each source,
+        what bad input was skipped).
     """
     place = pathlib.Path(workdir) / "data"
 
@@ -226,15 +233,16 @@ def open_data(config, tokenizer, workdir):
         hosts.share("token shards", lambda: bool(prepare()), PREPARE_S)
     manifests = prepare()
     train, validation = (
-        data.open_split(config.data, tokenizer, place, split, config.seed)
-        for split in ("train", "validation")
+        data.open_split(config.data, tokenizer, place, split, config.seed, steps=steps)
+        for split, steps in (("train", config.steps), ("validation", 0))
     )
-    skipped = [
+    notes = data.describe(train, config.steps)
+    notes += [
         f"data {name}: skipped " + ", ".join(f"{n:,} x {why}" for why, n in counts.items())
         for name, counts in ((name, m["skipped"]) for name, m in manifests.items())
         if counts
     ]
-    return train, validation, skipped
+    return train, validation, notes
 
 
 def vocabulary(config):

@@ -73,6 +73,7 @@ def make_step(loss_fn, tx, schedule, options, mesh=None, specs=None):
     An update that is not finite changes nothing but the counters `skipped` and `bad_run` (and
     halves the loss scale, in float16). After `skip_limit` of them in a row no update is applied any
     more: the loop finds `bad_run` at the limit and stops, and how late it looks changes nothing.
+    One of a batch in which nothing counts is skipped too, and is not bad.
     """
     gradient = make_gradient(loss_fn, options.micro_batches, mesh, specs)
 
@@ -82,12 +83,14 @@ def make_step(loss_fn, tx, schedule, options, mesh=None, specs=None):
             key = jax.random.fold_in(jax.random.key(options.seed), state.step)
         factor = state.scale.factor if state.scale else jnp.float32(1)
         loss, grads = gradient(state.params, refs, batch, key, factor)
+        empty = loss.count == 0
+        loss = loss._replace(count=jnp.where(empty, 1, loss.count))
         # Divide once, at the end.
         grads = jax.tree.map(lambda g: g / (loss.count * factor), grads)
         norm = optax.tree.norm(grads)
         metrics = metrics_of(loss)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-        apply = finite & (state.bad_run < options.skip_limit)
+        apply = finite & ~empty & (state.bad_run < options.skip_limit)
         if options.clip:
             shrink = options.clip / jnp.maximum(norm, options.clip)
             grads = jax.tree.map(lambda g: g * shrink, grads)
@@ -110,6 +113,7 @@ def make_step(loss_fn, tx, schedule, options, mesh=None, specs=None):
             scale=_next_scale(state.scale, finite) if state.scale else (),
         )
         metrics |= {
+            "count": jnp.where(empty, 0, loss.count),
             "grad_norm": norm,
             "lr": schedule(state.step - state.skipped),
             "skipped": new.skipped,

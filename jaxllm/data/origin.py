@@ -1,0 +1,92 @@
+"""Where the rows of a step come from, and what the order of all rows depends on."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Origin(NamedTuple):
+    """Where one row comes from.
+
+    Attributes:
+        row: its number in the global batch.
+        source: name of the source.
+        epoch: of the source, from 0; -1 in a curriculum, which draws with replacement.
+        pieces: [Piece], in the order of the row.
+    """
+
+    row: int
+    source: str
+    epoch: int
+    pieces: list
+
+
+class Piece(NamedTuple):
+    """A stretch of a document in a row.
+
+    Attributes:
+        column: where it begins in the row.
+        document: number of the document in the split, from 0.
+        offset: token of the document that it begins with.
+        tokens: how many.
+        start: where it begins in the split's stream of tokens.
+    """
+
+    column: int
+    document: int
+    offset: int
+    tokens: int
+    start: int
+
+
+def explain(source, step, rows=None):
+    """Returns where the rows of the global batch of a step come from.
+
+    Args:
+        source: as `data.open_split` returns, or a mixture.
+        step: the step, from 0: the one that makes update step + 1.
+        rows: row numbers, or None for all.
+
+    Returns:
+        [Origin].
+    """
+    rows = np.arange(source.batch) if rows is None else np.asarray(rows)
+    found = source.where(np.int64(step) * source.batch + rows)
+    return [Origin(int(row), *origin) for row, origin in zip(rows, found, strict=True)]
+
+
+def record(source, config, seed):
+    """Returns all that the order of rows depends on, {name: text or number}.
+
+    Args:
+        source: as `data.open_split` returns.
+        config: `config.data`.
+        seed: of the order.
+    """
+    found = {"seed": seed, "batch": source.batch, "length": source.length}
+    found["rows"] = {"rows": "windows", **config}["rows"]
+    for name, one in source.sources.items():
+        content = json.dumps(one.manifest["splits"], sort_keys=True)
+        found[f"sources.{name}.shards"] = hashlib.sha256(content.encode()).hexdigest()[:12]
+    for first, quotas in getattr(source, "stages", []):
+        for name, rows in quotas.items():
+            found[f"sources.{name}.rows in a thousand from row {first * 1000}"] = rows
+    for name, one in source.sources.items():
+        found |= {f"sources.{name}.{k}": v for k, v in getattr(one, "order", {}).items()}
+    return found
+
+
+def differences(before, now):
+    """Returns lines of two columns for what differs between two records, or []."""
+    names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
+    table = [("", "was", "is")]
+    table += [(n, str(before.get(n, "none")), str(now.get(n, "none"))) for n in names]
+    if not names:
+        return []
+    widths = [max(len(line[i]) for line in table) for i in range(3)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    ]
