@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxllm import tokenizers
 from jaxllm.config import ConfigError
-from jaxllm.corpus import tokenizer_page
+from jaxllm.corpus import documents, tokenizer_page
 from jaxllm.data import DataError
 from jaxllm.data.sources import SHAKESPEARE
 from jaxllm.tokenizers import TokenizerError, report
@@ -279,6 +280,17 @@ def test_the_command_compares(saved):
     child = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     (data,) = json.loads(child.stdout).values()
     assert (data["documents"], data["exact"], data["vocab_size"]) == (3, 3, 380)
+
+
+def test_a_corpus_is_read_with_its_languages(tmp_path):
+    """Its stages are others' to test; here they are the documents that they leave."""
+    corpus = unittest.mock.Mock(shards=["a-0", "a-1"], final=tmp_path)
+    for i, name in enumerate(corpus.shards):
+        notes = {"language": "fr"} if i else {}
+        one = documents.Document(f"file:{i}", "a", f"text {i}", notes)
+        documents.write(tmp_path / f"{name}.jsonl.zst", [one])
+    found = list(tokenizer_page.of_corpus(corpus))
+    assert found == [("text 0", "", "file:0"), ("text 1", "fr", "file:1")]
 
 
 def test_what_cannot_be_compared_is_said(saved):
