@@ -18,7 +18,7 @@ from jaxllm.config import ConfigError
 from jaxllm.corpus import documents, tokenizer_page
 from jaxllm.data import DataError
 from jaxllm.data.sources import SHAKESPEARE
-from jaxllm.tokenizers import TokenizerError, report
+from jaxllm.tokenizers import TokenizerError, hf_train, report
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "</s>", "a, b", "and")
 LINE = "The quick brown fox, 12345 years old, isn't and wasn't here.\n\n\t東京 <|im_start|> "
@@ -241,6 +241,19 @@ def test_unknown_tokens_of_a_file_are_counted(tmp_path):
     assert found.unknown == pytest.approx(2 / 3)
     assert found.unused == pytest.approx(1 / 3)
     assert found.changed == ["one"]
+
+
+def test_unigram_has_all_bytes_where_sentencepiece_leaves_some_out(monkeypatch):
+    """As it does in long texts, where a share of all but a few rounds to 1."""
+    whole = hf_train._train_unigram
+    monkeypatch.setattr(
+        hf_train,
+        "_train_unigram",
+        lambda counts, size: [piece for piece in whole(counts, size) if piece[0] not in "xyz"],
+    )
+    tokenizer = train("unigram")
+    assert tokenizer.vocab_size == OPTIONS["unigram"]["vocab_size"]
+    assert tokenizer.decode(tokenizer.encode("xyz Zyx")) == "xyz Zyx"
 
 
 def test_longest_pieces_come_longest_first(trained):
