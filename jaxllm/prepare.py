@@ -69,6 +69,10 @@ def main(file, overrides):
         found = tokenizer_page.of_files(f.documents)
         print(tokenizer_page.compare(directories, found, f.json))
         return 0
+    if directories and not file:
+        raise ConfigError(
+            "--compare-tokenizers needs text.\n  Try --documents=FILES, or --config and --workdir."
+        )
     config, notes = settings.load(file, overrides, KINDS)
     if f.dry_run:
         print(preview.as_text(preview.run(config, f.dry_run)))

@@ -78,7 +78,7 @@ def test_workers_and_shards_change_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not RAY, reason="pip install -r requirements-prepare.txt ray")
+@pytest.mark.skipif(not RAY, reason="pip install -r requirements-cluster.txt")
 def test_ray_makes_the_same_corpus(tmp_path):
     one, _ = made.make(tmp_path, made.documents(60), "one", shard_mb=0.004)
     two, _ = made.make(tmp_path, None, "two", shard_mb=0.004, workers=2, executor__kind="ray")

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from hypothesis import strategies as st
 
 from jaxllm import tokenizers
 from jaxllm.config import ConfigError
-from jaxllm.corpus import tokenizer_page
+from jaxllm.corpus import documents, tokenizer_page
 from jaxllm.data import DataError
 from jaxllm.data.sources import SHAKESPEARE
-from jaxllm.tokenizers import TokenizerError, report
+from jaxllm.tokenizers import TokenizerError, hf_train, report
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "</s>", "a, b", "and")
 LINE = "The quick brown fox, 12345 years old, isn't and wasn't here.\n\n\t東京 <|im_start|> "
@@ -242,6 +243,19 @@ def test_unknown_tokens_of_a_file_are_counted(tmp_path):
     assert found.changed == ["one"]
 
 
+def test_unigram_has_all_bytes_where_sentencepiece_leaves_some_out(monkeypatch):
+    """As it does in long texts, where a share of all but a few rounds to 1."""
+    whole = hf_train._train_unigram
+    monkeypatch.setattr(
+        hf_train,
+        "_train_unigram",
+        lambda counts, size: [piece for piece in whole(counts, size) if piece[0] not in "xyz"],
+    )
+    tokenizer = train("unigram")
+    assert tokenizer.vocab_size == OPTIONS["unigram"]["vocab_size"]
+    assert tokenizer.decode(tokenizer.encode("xyz Zyx")) == "xyz Zyx"
+
+
 def test_longest_pieces_come_longest_first(trained):
     longest = report.compare({"x": trained["byte_bpe"]}, DOCUMENTS)["x"].longest
     assert len(longest) == report.LONGEST
@@ -279,6 +293,17 @@ def test_the_command_compares(saved):
     child = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     (data,) = json.loads(child.stdout).values()
     assert (data["documents"], data["exact"], data["vocab_size"]) == (3, 3, 380)
+
+
+def test_a_corpus_is_read_with_its_languages(tmp_path):
+    """Its stages are others' to test; here they are the documents that they leave."""
+    corpus = unittest.mock.Mock(shards=["a-0", "a-1"], final=tmp_path)
+    for i, name in enumerate(corpus.shards):
+        notes = {"language": "fr"} if i else {}
+        one = documents.Document(f"file:{i}", "a", f"text {i}", notes)
+        documents.write(tmp_path / f"{name}.jsonl.zst", [one])
+    found = list(tokenizer_page.of_corpus(corpus))
+    assert found == [("text 0", "", "file:0"), ("text 1", "fr", "file:1")]
 
 
 def test_what_cannot_be_compared_is_said(saved):

@@ -13,7 +13,7 @@ import time
 
 from jaxllm.data.errors import DataError
 
-NEEDS = "pip install -r requirements-prepare.txt"
+NEEDS = "pip install -r requirements-cluster.txt"
 _POLL_S = 5.0  # between looks at what a cluster has finished
 
 

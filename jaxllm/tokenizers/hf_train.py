@@ -191,12 +191,15 @@ def _unigram(texts, size, specials, words):
     for part in base.parts(texts, base.any_of(specials)):
         found = shell.pre_tokenizer.pre_tokenize_str(part)
         counts.update(word for word, _ in found if len(word) <= _UNIGRAM_CHARACTERS)
-    seen = set().union(*counts)
-    absent = [byte for byte in BYTES if byte not in seen]
-    trained = _train_unigram(counts, size - len(absent))
-    # Bytes that no text holds get the penalty that SentencePiece gives what is unknown.
+    trained = sorted(_train_unigram(counts, size), key=lambda piece: -piece[1])
+    # SentencePiece leaves out bytes that no text holds, and in long texts the rarest. They get the
+    # penalty that it gives what is unknown, and the place of the least likely pieces.
+    single = [piece for piece in trained if len(piece[0]) == 1]
+    longer = [piece for piece in trained if len(piece[0]) > 1]
+    absent = sorted(set(BYTES).difference(piece for piece, _ in single))
     least = min((score for _, score in trained), default=0.0) - 10
-    pieces = [*trained, *([byte, least] for byte in absent)]
+    longer = longer[: size - len(BYTES)]
+    pieces = [*longer, *single, *([byte, least] for byte in absent)]
     return shell, dict(type="Unigram", unk_id=None, vocab=pieces, byte_fallback=False)
 
 
