@@ -185,6 +185,17 @@ def test_near_copies_are_alike_in_capitals_and_punctuation():
     assert found.original.tolist() == [0, 1]
 
 
+def test_what_many_documents_share_is_taken_out_of_all(tmp_path):
+    menu, own = "Home | About us | Contact | Imprint", made.documents(12)
+    texts = [f"{menu}\n{text}\nShort" for text in own[:8]] + own[8:] + [menu]
+    corpus, _ = made.make(tmp_path, texts, boilerplate__lines=5, shard_mb=0.002)
+    assert sorted(corpus.texts()) == sorted([f"{text}\nShort" for text in own[:8]] + own[8:])
+    assert len(corpus.shards) > 1
+    assert corpus.reports["boilerplate"].changed["shared lines"] == 8
+    some, _ = made.make(tmp_path, None, "some", boilerplate__lines=9)
+    assert menu in next(some.texts())
+
+
 def test_text_of_an_evaluation_set_is_dropped():
     draw = random.Random(1)
     question = made.text(draw, 40)

@@ -24,6 +24,8 @@ def get_config(arg=None):
     c.quality.repetition = dict(kind="gopher_repetition")
     # near: by MinHash of `ngram` words, bands x rows; similarity: least part of them in common.
     c.duplicates = dict(exact=True, near=True, ngram=5, bands=16, rows=7, similarity=0.65)
+    # Pieces that are in more documents than this are taken out of all; 0: off.
+    c.boilerplate = dict(lines=0, paragraphs=0)
     # Evaluation sets; a document with more than `most` of their n-grams of words is dropped.
     c.decontaminate = dict(sources=dict(), ngram=13, most=0)
     # off, mask or drop, where personal data is found; sources: {source: its own policy}.

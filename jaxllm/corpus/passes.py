@@ -21,6 +21,7 @@ import numpy as np
 from jaxllm import data, tokenizers
 from jaxllm.config import make
 from jaxllm.corpus import (
+    boilerplate,
     card,
     decontaminate,
     documents,
@@ -34,7 +35,7 @@ from jaxllm.corpus import (
 from jaxllm.data import prepared, shards
 from jaxllm.data.errors import BadInput, DataError
 
-VERSION = 2  # of what the passes make; a higher one redoes all
+VERSION = 3  # of what the passes make; a higher one redoes all
 _TASK_BYTES = 1 << 23  # of small files that are read by one task
 
 
@@ -107,7 +108,7 @@ class Corpus:
 
     def clean(self):
         """Standardises, identifies languages, filters; and looks for what copies have in common."""
-        sections = ("standardise", "language", "quality", "duplicates")
+        sections = ("standardise", "language", "quality", "duplicates", "boilerplate")
         self.cleaned = self._folder("clean", self.raw.name, *sections)
         more = {name: {"raw": str(self.raw)} for name in self.shards}
         self._add(self._map(tasks.clean_shard, self.cleaned, self.shards, more))
@@ -117,14 +118,20 @@ class Corpus:
         self.copies = self._folder("duplicates", self.cleaned.name, "duplicates")
         done = self.copies / "found.npz"
         if not done.is_file():
-            parts = []
+            parts, pieces = [], {kind: [] for kind in tasks.asked_pieces(self.config)}
             for name in self.shards:
                 with np.load(self.cleaned / f"{name}.npz", allow_pickle=False) as saved:
                     parts.append(duplicates.Signatures(saved["text"], saved["minhash"]))
+                    for kind, of_shards in pieces.items():
+                        of_shards.append((saved[f"{kind} 0"], saved[f"{kind} 1"]))
             found = duplicates.find(parts, tasks.duplicate_options(self.config))
             counts = np.array([len(part.text) for part in parts])
+            shared = {
+                kind: boilerplate.common(of_shards, self.config.boilerplate[kind])
+                for kind, of_shards in pieces.items()
+            }
             with documents.replacing(done) as file:
-                np.savez(file, original=found.original, exact=found.exact, counts=counts)
+                np.savez(file, original=found.original, exact=found.exact, counts=counts, **shared)
 
     def finish(self):
         """Drops copies and text of evaluation sets, and masks personal data."""
@@ -133,6 +140,7 @@ class Corpus:
         self.final = self._folder("documents", self.copies.name + key, "decontaminate", "privacy")
         with np.load(self.copies / "found.npz", allow_pickle=False) as saved:
             original, exact, counts = saved["original"], saved["exact"], saved["counts"]
+            shared = {kind: saved[kind] for kind in tasks.asked_pieces(self.config)}
         ends = np.cumsum(counts)
         self.groups, firsts = duplicates.groups(original, exact), {}
         for index, size in duplicates.largest(original):
@@ -146,6 +154,7 @@ class Corpus:
                 "copies": kinds.astype(np.uint8),
                 "firsts": {k - int(end - count): size for k, size in firsts.get(i, {}).items()},
                 "evaluation": evaluation,
+                "shared": shared,
             }
         found = self._map(tasks.finish_shard, self.final, self.shards, more)
         self._add(found)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxllm import data, tokenizers
 from jaxllm.corpus import (
+    boilerplate,
     decontaminate,
     documents,
     duplicates,
@@ -95,12 +96,20 @@ def clean_shard(task):
     raw = pathlib.Path(task.more["raw"]) / f"{task.name}.jsonl.zst"
     left, reports = run_stages(clean_stages(config), list(documents.read(raw)), config)
     folder = pathlib.Path(task.folder)
-    signed = duplicates.signatures([document.text for document in left], duplicate_options(config))
+    texts = [document.text for document in left]
+    signed = duplicates.signatures(texts, duplicate_options(config))
+    shared = boilerplate.count(texts, asked_pieces(config))
     documents.write(folder / f"{task.name}.jsonl.zst", left)
     with documents.replacing(folder / f"{task.name}.npz") as file:
-        np.savez(file, text=signed.text, minhash=signed.minhash)
+        pieces = {f"{kind} {i}": part for kind, two in shared.items() for i, part in enumerate(two)}
+        np.savez(file, text=signed.text, minhash=signed.minhash, **pieces)
     _finish(task, reports)
     return reports["standardise"].bytes["in"]
+
+
+def asked_pieces(config):
+    """Kinds of pieces whose sharing is counted."""
+    return [kind for kind in boilerplate.KINDS if config.boilerplate[kind]]
 
 
 def clean_stages(config):
@@ -132,6 +141,7 @@ def finish_shard(task):
     section = config.decontaminate
     stages = {
         "duplicates": _drop_copies,
+        "boilerplate": boilerplate.make(task.more["shared"]),
         "decontaminate": decontaminate.make(task.more["evaluation"], section.ngram, section.most),
         "privacy": privacy.make(config.privacy),
     }
@@ -162,11 +172,11 @@ def encode_shard(task):
     end = [tokenizer.eos] if tokenizer.eos >= 0 else []
 
     def stage(some, found):
-        for document in some:
+        encoded = [tokenizer.encode(document.text) for document in some]  # all or none
+        for document, own in zip(some, encoded, strict=True):
             split = split_of(document.text, config.splits)
             ids, sizes = parts[split]
-            encoded = tokenizer.encode(document.text)
-            ids.append(np.concatenate([encoded, end]).astype(dtype))
+            ids.append(np.concatenate([own, end]).astype(dtype))
             sizes[0] += len(document.text.encode())
             sizes[1] += len(document.text)
             found.counts["tokens"] += len(ids[-1])
