@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxllm.config import ConfigError
-from jaxllm.corpus import privacy, quality, report, words
+from jaxllm.corpus import classifier, privacy, quality, report, words
 from jaxllm.corpus.documents import Document
 from tests import corpus_helpers as made
 
@@ -132,6 +132,27 @@ def test_a_word_list_counts_whole_words():
     assert reason("word_list", "Spam and spammer", words=("spam",), most=1) == ""
     with pytest.raises(ConfigError, match="neither"):
         reason("word_list", "a")
+
+
+def test_a_classifier_learns_what_its_examples_show(tmp_path):
+    """Two kinds of text with the same words, which only their order tells apart."""
+    draw = random.Random(3)
+
+    def texts(count, flip):
+        some = [made.text(draw, 60).split() for _ in range(count)]
+        return [" ".join(sorted(words, reverse=flip)) for words in some]
+
+    good, bad = (made.write(tmp_path / f"{flip}.jsonl", texts(150, flip)) for flip in (False, True))
+    options = dict(good=str(good), bad=str(bad), bits=14)
+    new = texts(50, False) + texts(50, True)
+    reasons = quality.classifier(quality.Batch(new), **options)
+    right = [bool(why) == (i >= 50) for i, why in enumerate(reasons)]
+    assert sum(right) >= 98
+    once = classifier.of_files.__wrapped__(str(good), str(bad), "text", 14)
+    again = classifier.of_files.__wrapped__(str(good), str(bad), "text", 14)
+    assert (once.weights == again.weights).all() and once.bias == again.bias
+    with pytest.raises(ConfigError, match="needs bad"):
+        quality.classifier(quality.Batch(["a"]), good=str(good))
 
 
 def test_every_batch_gets_the_reasons_of_its_own_documents(monkeypatch):

@@ -10,6 +10,7 @@ import re
 import numpy as np
 
 from jaxllm.config import ConfigError, arguments
+from jaxllm.corpus import classifier as classifiers
 from jaxllm.corpus import words as wording
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -280,12 +281,33 @@ def word_list(batch, *, path="", words=(), most=0):
     ]
 
 
+def classifier(batch, *, good="", bad="", field="text", least=0.5, bits=18):
+    """Drops what a small classifier finds more like the bad examples than like the good.
+
+    Args:
+        batch: `Batch`.
+        good, bad: JSONL files of examples that it is trained on.
+        field: of the text in them.
+        least: chance to be good that is let pass.
+        bits: of a hash of words; more keep them apart better and take more memory.
+
+    Returns:
+        [reason or ""].
+
+    Raises:
+        ConfigError: examples that are missing.
+    """
+    found = classifiers.chances(classifiers.of_files(good, bad, field, bits), batch.texts)
+    return ["like the bad examples" if chance < least else "" for chance in found]
+
+
 RULES = {
     "gopher_quality": gopher_quality,
     "gopher_repetition": gopher_repetition,
     "c4": c4,
     "fineweb": fineweb,
     "word_list": word_list,
+    "classifier": classifier,
 }
 
 
