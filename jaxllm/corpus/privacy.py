@@ -9,6 +9,7 @@ import ipaddress
 import re
 
 from jaxllm.config import ConfigError
+from jaxllm.corpus import people
 
 POLICIES = ("off", "mask", "drop")
 
@@ -153,12 +154,13 @@ def make(section):
     """Returns a stage that masks personal data, or drops documents that hold any.
 
     Args:
-        section: {"policy": "off", "mask" or "drop", "sources": {source: its own policy}}.
+        section: {"policy": "off", "mask" or "drop", "sources": {source: its own policy},
+            "entities", "model": of `people`}.
 
     Raises:
         ConfigError: an unknown policy.
     """
-    policy_of = _policies(section)
+    policy_of, mask_all = _policies(section), _masker(section)
 
     def stage(documents, report):
         left = []
@@ -167,7 +169,7 @@ def make(section):
             if policy == "off":
                 left.append(document)
                 continue
-            text, counts = mask(document.text)
+            text, counts = mask_all(document.text)
             for kind, count in counts.items():
                 report.counts[kind] += count
             if counts and policy == "drop":
@@ -188,8 +190,22 @@ def shown(section):
     Args:
         section: as `make` takes it.
     """
-    policy_of = _policies(section)
-    return lambda one: one.text if policy_of(one.source) == "off" else mask(one.text)[0]
+    policy_of, mask_all = _policies(section), _masker(section)
+    return lambda one: one.text if policy_of(one.source) == "off" else mask_all(one.text)[0]
+
+
+def _masker(section):
+    """Returns a function of a text: (the text with placeholders, {kind: how many})."""
+    if not section.entities:
+        return mask
+    mask_people = people.make(tuple(section.entities), section.model)
+
+    def mask_all(text):
+        text, counts = mask(text)
+        text, more = mask_people(text)
+        return text, counts | more
+
+    return mask_all
 
 
 def _policies(section):
