@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 from jaxllm.config import ConfigError
-from jaxllm.corpus import decontaminate, documents, duplicates, report, standardise
+from jaxllm.corpus import (
+    decontaminate,
+    documents,
+    duplicates,
+    perplexity,
+    quality,
+    report,
+    standardise,
+)
 from jaxllm.corpus.documents import Document
 from jaxllm.data import Source, shards
 from tests import corpus_helpers as made
@@ -274,13 +282,22 @@ def test_shards_of_documents_are_whole_or_not_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl.zst"]
 
 
-def test_a_prepared_corpus_trains_with_its_own_tokenizer(tmp_path):
+def test_a_prepared_corpus_trains_and_its_model_filters(tmp_path):
+    """With its own tokenizer; the model then finds other text hard to foresee."""
     corpus, _ = made.make(tmp_path, made.documents(60))
     fields = {"data.sources.main.kind": "prepared", "data.sources.main.path": str(corpus.workdir)}
     fields |= {"tokenizer.kind": "saved", "tokenizer.path": str(corpus.workdir)}
-    config = runs.config(fields | {"steps": 2, "validate.every": 0})
+    config = runs.config(fields | {"steps": 30, "validate.every": 0})
     assert runs.train(config, tmp_path / "run") == 0
     saved = json.loads((tmp_path / "run" / "tokenizer" / "tokenizer_config.json").read_text())
     assert saved["kind"] == "byte"
+    texts = made.documents(3, seed=1)
+    hard = ["the of and " + "".join(reversed(text)).upper() for text in texts]
+    rule = dict(workdir=str(tmp_path / "run"), step="latest")
+    easy, other = (perplexity.of_texts(*rule.values(), some) for some in (texts, hard))
+    assert max(easy) < min(other)
+    most = (max(easy) + min(other)) / 2
+    reasons = quality.perplexity(quality.Batch([*texts, *hard]), **rule, most=most)
+    assert reasons == [""] * 3 + ["perplexity too high"] * 3
     with pytest.raises(ConfigError, match="no corpus"):
         runs.train(runs.config(fields | {"data.sources.main.path": str(tmp_path)}), tmp_path / "no")

@@ -9,9 +9,10 @@ LAYERS = [  # a package may import packages on earlier lines, never its own or l
     {"dims", "config", "host", "trees", "settings"},
     {"sharding", "tokenizers"},
     {"models", "data", "optim"},
-    {"objectives", "finetune", "compression", "corpus"},
+    {"objectives", "finetune", "compression"},
     {"rollouts", "evals", "scaling"},
     {"training"},
+    {"corpus"},
     {"cli"},  # the flags that commands share
     {
         *("prepare", "train", "evaluate", "sample", "plan"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxllm.config import ConfigError, arguments
 from jaxllm.corpus import classifier as classifiers
+from jaxllm.corpus import perplexity as perplexities
 from jaxllm.corpus import words as wording
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -301,6 +302,28 @@ def classifier(batch, *, good="", bad="", field="text", least=0.5, bits=18):
     return ["like the bad examples" if chance < least else "" for chance in found]
 
 
+def perplexity(batch, *, workdir="", step="best", least=0.0, most=1e4):
+    """Drops what a model of one's own finds too easy or too hard to foresee.
+
+    Args:
+        batch: `Batch`.
+        workdir: of the model's training run.
+        step: its checkpoint: latest, best or a number.
+        least, most: perplexity a token of the beginning of a text.
+
+    Returns:
+        [reason or ""].
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    found = perplexities.of_texts(workdir, step, batch.texts)
+    return [
+        "perplexity too low" if value < least else "perplexity too high" if value > most else ""
+        for value in found
+    ]
+
+
 RULES = {
     "gopher_quality": gopher_quality,
     "gopher_repetition": gopher_repetition,
@@ -308,6 +331,7 @@ RULES = {
     "fineweb": fineweb,
     "word_list": word_list,
     "classifier": classifier,
+    "perplexity": perplexity,
 }
 
 
