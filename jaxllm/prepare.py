@@ -30,7 +30,7 @@ from jaxllm.config import ConfigError
 from jaxllm.corpus import export, page, passes, preview, tokenizer_page
 from jaxllm.corpus.executors import EXECUTORS
 from jaxllm.corpus.quality import RULES
-from jaxllm.data import SOURCES
+from jaxllm.data import SOURCES, DataError
 from jaxllm.tokenizers import TOKENIZERS
 from jaxllm.training import origins
 
@@ -87,10 +87,15 @@ def main(file, overrides):
     if directories:
         print(tokenizer_page.compare(directories, tokenizer_page.of_corpus(corpus), f.json))
         return 0
-    manifest = corpus.run()
-    print(page.as_text(corpus, manifest))
-    for kind in f.export:
-        print(f"  {export.write(corpus, kind)}")
+    try:
+        manifest = corpus.run()
+        print(page.as_text(corpus, manifest))
+        for kind in f.export:
+            print(f"  {export.write(corpus, kind)}")
+    except OSError as error:  # a full disk, a folder that may not be written to
+        raise DataError(
+            f"{error}.\n  What is finished stands; the same command goes on from there."
+        ) from error
     return 0
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -93,24 +94,46 @@ def test_ray_makes_the_same_corpus(tmp_path):
     assert hashes(one) == hashes(two)
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    texts = made.documents(400)
-    whole, _ = made.make(tmp_path, texts, "whole")
-    given = ["--config=configs/data/text.py", f"--workdir={tmp_path / 'killed'}"]
+def command(tmp_path, name):
+    """The command that does what `made.make` does."""
+    given = ["--config=configs/data/text.py", f"--workdir={tmp_path / name}"]
     given += [f"--config.sources.main.path={tmp_path / 'texts.jsonl'}"]
     given += ["--config.language.on=false", "--config.standardise.mojibake=false"]
     given += ["--config.tokenizer.kind=byte", "--config.splits.test=0.1"]
     given += ["--config.splits.validation=0.1", "--config.workers=2"]
-    command = [sys.executable, "-m", "jaxllm.prepare", *given]
+    return [sys.executable, "-m", "jaxllm.prepare", *given]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half(tmp_path):
+    made.write(tmp_path / "texts.jsonl", made.documents(400))
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    done = subprocess.run(
+        command(tmp_path, "full"), cwd=runs.ROOT, preexec_fn=limit, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "File too large" in done.stderr
+    assert "Traceback" not in done.stderr and "What is finished stands" in done.stderr
+    assert not [p for p in (tmp_path / "full").rglob("*") if p.is_file()]
+    assert runs.call(command(tmp_path, "full")).returncode == 0
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    texts = made.documents(400)
+    whole, _ = made.make(tmp_path, texts, "whole")
     process = subprocess.Popen(
-        command, cwd=runs.ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+        command(tmp_path, "killed"),
+        cwd=runs.ROOT,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while not list(tmp_path.glob("killed/clean-*")) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "corpus").exists()
-    done = runs.call(command)
+    done = runs.call(command(tmp_path, "killed"))
     assert done.returncode == 0, done.stderr
     again = tmp_path / "killed" / "corpus"
     ours = {name: value for name, value in hashes(whole).items() if name.endswith((".bin", ".npy"))}
