@@ -307,7 +307,7 @@ def test_a_corpus_is_read_with_its_languages(tmp_path):
 
 
 def test_what_cannot_be_compared_is_said(saved):
-    with pytest.raises(TokenizerError, match="No tokenizer in"):
+    with pytest.raises(TokenizerError, match="holds no tokenizer"):
         tokenizer_page.compare(str(saved), iter(()))
     with pytest.raises(ConfigError, match="each once"):
         tokenizer_page.compare(f"{saved},{saved}", iter(()))
