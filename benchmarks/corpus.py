@@ -1,6 +1,7 @@
 """Preparing a corpus: speed and memory of every stage, and planted faults found.
 
     python -m benchmarks.corpus stages     a quarter, a half and the whole of prose_en, end to end
+    python -m benchmarks.corpus same       the result's hash from several workers, Ray, after a kill
     python -m benchmarks.corpus libraries  the libraries that stages use, by themselves
     python -m benchmarks.corpus planted    copies and personal data planted in 20,000 documents
     python -m benchmarks.corpus languages  languages told, and English found under foreign labels
@@ -10,10 +11,13 @@ Reads ../shared/data, or what --data names.
 
 import argparse
 import collections
+import hashlib
 import io
 import json
+import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -117,6 +121,35 @@ def libraries(data):
     told("the stage's privacy.mask", lambda: [privacy.mask(text) for text in texts])
 
 
+def same(data):
+    """The result's hash from 1, 2 and 4 workers, from Ray, and after a SIGKILL in the middle."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, more in (
+            ("1 worker", ["--config.workers=1"]),
+            ("2 workers", ["--config.workers=2", "--config.shard_mb=5"]),
+            ("4 workers", ["--config.workers=4"]),
+            ("Ray", ["--config.executor.kind=ray"]),
+            ("killed", []),
+        ):
+            place = pathlib.Path(folder) / name.replace(" ", "-")
+            command = [sys.executable, "-m", "jaxllm.prepare", "--config=configs/data/text.py"]
+            command += [f"--config.sources.main.path={data / 'prose_en.jsonl.zst'}", *more]
+            command += [f"--workdir={place}"]
+            if name == "killed":
+                process = subprocess.Popen(command, start_new_session=True)
+                while len(list(place.glob("clean-*/*.json"))) < 3:
+                    time.sleep(0.1)
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            subprocess.run(command, check=True, capture_output=True)
+            digest = hashlib.sha256()
+            files = sorted((place / "corpus").rglob("*"))
+            for file in files:
+                if file.is_file() and file.name != "timings.json":
+                    digest.update(file.name.encode() + file.read_bytes())
+            print(f"{name:<10} {digest.hexdigest()[:16]}  {len(files)} files", flush=True)
+
+
 def planted(data):
     """1,000 exact and 1,000 near copies in 20,000 documents; 200 of each kind of personal data."""
     draw = random.Random(0)
@@ -172,7 +205,7 @@ def languages(data):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["stages", "libraries", "planted", "languages"])
+    parser.add_argument("what", choices=["stages", "same", "libraries", "planted", "languages"])
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("../shared/data"))
     asked = parser.parse_args()
     if not (asked.data / "prose_en.jsonl.zst").is_file():
