@@ -34,6 +34,8 @@ def get_config(arg=None):
     # Rows from a growing part of the documents sorted by length, or by a score stored beside the
     # shards (data.shards.write_scores), until that share of the run. none, length, score
     c.data.curriculum = dict(kind="none", until=0.3)
+    # {name: transform of the training rows}: fim, noise, word_dropout; jaxllm.data.TRANSFORMS
+    c.data.transforms = ConfigDict()
     c.data.on_change = "refuse"  # to go on with rows in another order; or accept
     # Weight 0: updates, such as (5, 6), and a file's documents, "SOURCE NUMBER" a line.
     c.data.skip = dict(steps=(), documents="")

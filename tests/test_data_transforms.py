@@ -1,5 +1,7 @@
 """Transforms of rows: the statistics of their papers, nothing lost, a function of the row's key."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from jaxllm import data
 from jaxllm.config import ConfigError
 from jaxllm.data import permute
 from jaxllm.data.transforms import masks, spans
+from tests import runs
 from tests.data_helpers import BYTES, data_config, open_source
 
 VOCAB, EOS, TEXT = 1_000, 5, 600  # ids of text are from 10 to 599
@@ -276,3 +279,20 @@ def test_sizes_and_starts_of_segments():
 def test_options_out_of_range_say_what_to_type(kind, options):
     with pytest.raises(ConfigError, match=r"config\.data\.transform.*\n  Try --config"):
         make(kind, **options)
+
+
+def test_a_config_transforms_the_rows_of_training_alike_each_time(tmp_path):
+    """The first loss is the same twice, and another without."""
+    made = [runs.config({"steps": 2, "validate.every": 0, "log.every": 1}) for _ in range(3)]
+    for config in made[:2]:
+        config.unlock()
+        config.data.transforms.noisy = {"kind": "noise", "rate": 0.3}
+    losses = []
+    for i, config in enumerate(made):
+        assert runs.train(config, tmp_path / str(i)) == 0
+        lines = (tmp_path / str(i) / "metrics.jsonl").read_text().splitlines()
+        losses.append(json.loads(lines[0])["loss"])
+    assert losses[0] == losses[1] != losses[2]
+    made[0].data.transforms.noisy = {"kind": "bert"}
+    with pytest.raises(ConfigError, match="fim, noise, word_dropout"):
+        runs.train(made[0], tmp_path / "bert")

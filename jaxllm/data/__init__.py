@@ -55,7 +55,10 @@ DEFAULTS = {
     "on_change": "refuse",
     "curriculum": {"kind": "none", "until": 0.3},
     "skip": {"steps": (), "documents": ""},
+    "transforms": {},
 }
+# Transforms that leave a row a row; the others are for objectives that read more of it.
+OF_ROWS = ("fim", "noise", "word_dropout")
 # The same of a source, besides the options of its kind.
 SECTION = {"weight": 1.0, "split": "auto", "max_epochs": 0.0}
 
@@ -232,12 +235,29 @@ def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0)
     if not steps:
         return rows
     rows = _easy_first(config, rows, places, split, seed, steps)
+    for number, transform in enumerate(_transforms(config, tokenizer)):
+        rows = Transformed(rows, transform, f"{seed}/{number}")
     documents = {name: m["splits"][split]["documents"] for name, (_, m) in places.items()}
     left_out = get(config, "skip")
     skipped = skip.read(left_out["documents"], documents)
     if skipped or left_out["steps"]:
         rows = skip.Skipping(rows, left_out["steps"], skipped)
     return rows
+
+
+def _transforms(config, tokenizer):
+    """Returns the transforms of a config, in their order."""
+    found = []
+    for name, section in get(config, "transforms").items():
+        field = f"data.transforms.{name}"
+        context = tokenizer.vocab_size, tokenizer.eos
+        found.append(configs.make(TRANSFORMS, section, field, *context))
+        if section["kind"] not in OF_ROWS:
+            raise ConfigError(
+                f"config.{field}.kind={section['kind']!r} is for an objective that reads more than "
+                f"tokens and targets. For rows as they are: {', '.join(OF_ROWS)}."
+            )
+    return found
 
 
 def _easy_first(config, rows, places, split, seed, steps):

@@ -73,6 +73,8 @@ def record(source, config, seed):
     for first, quotas in getattr(source, "stages", []):
         for name, rows in quotas.items():
             found[f"sources.{name}.rows in a thousand from row {first * 1000}"] = rows
+    for name, section in {"transforms": {}, **config}["transforms"].items():
+        found[f"transforms.{name}"] = json.dumps(dict(section), sort_keys=True)
     for name, one in source.sources.items():
         found |= {f"sources.{name}.{k}": v for k, v in getattr(one, "order", {}).items()}
     return found

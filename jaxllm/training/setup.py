@@ -22,6 +22,7 @@ COMPILER_OPTIONS = {"tpu": {"xla_tpu_prefer_async_allgather_to_allreduce": "true
 # Sections with a `kind`: (table of factories, fields of the section that are not the factory's).
 KINDS = {
     "tokenizer": (tokenizers.TOKENIZERS, {}),
+    "data.transforms.*": (data.TRANSFORMS, {}),
     "data.sources.*": (data.SOURCES, data.SECTION),
     "objective": (objectives.OBJECTIVES, {}),
     "optim": (optim.OPTIMIZERS, {"groups": {}}),
@@ -78,8 +79,9 @@ def check_program(config, devices):
     ranges.check(config)
     for name, (table, others) in KINDS.items():
         if name.endswith(".*"):
-            for key, section in config.data.sources.items():
-                arguments(table, section, f"data.sources.{key}", ignore=others)
+            whole = name.removesuffix(".*")
+            for key, section in config.data.get(whole.removeprefix("data."), {}).items():
+                arguments(table, section, f"{whole}.{key}", ignore=others)
         else:
             arguments(table, config[name], name, ignore=others)
     c = model_config(config.model, vocab=1, length=config.data.length)  # tokenizer not yet known
