@@ -54,8 +54,28 @@ def run(doc, define_flags, main):
 
 
 def load_config(file, overrides):
-    """Returns (config, notes) of a config file and the settings that go over it."""
-    return settings.load(file, overrides, KINDS)
+    """Returns (config, notes) of a run's config file and the settings that go over it."""
+    return load_with(file, overrides, KINDS, "model", "configs/text.py")
+
+
+def load_with(file, overrides, kinds, section, like):
+    """Returns (config, notes) of a config file of a kind.
+
+    Args:
+        file, overrides, kinds: as `settings.load` takes them.
+        section: that all configs of the kind have.
+        like: one of them.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    config, notes = settings.load(file, overrides, kinds)
+    if section not in config:
+        raise ConfigError(
+            f"--config={file} has no section {section!r}: it is for another command.\n"
+            f"  Try --config={like}."
+        )
+    return config, notes
 
 
 def start(config):

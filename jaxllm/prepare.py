@@ -25,7 +25,7 @@ import sys
 
 from absl import flags
 
-from jaxllm import cli, settings
+from jaxllm import cli
 from jaxllm.config import ConfigError
 from jaxllm.corpus import export, page, passes, preview, tokenizer_page
 from jaxllm.corpus.executors import EXECUTORS
@@ -73,7 +73,9 @@ def main(file, overrides):
         raise ConfigError(
             "--compare-tokenizers needs text.\n  Try --documents=FILES, or --config and --workdir."
         )
-    config, notes = settings.load(file, overrides, KINDS)
+    if not file:
+        raise ConfigError("No config given. Try --config=configs/data/text.py.")
+    config, notes = cli.load_with(file, overrides, KINDS, "sources", "configs/data/text.py")
     if f.dry_run:
         print(preview.as_text(preview.run(config, f.dry_run)))
         return 0

@@ -94,6 +94,20 @@ def test_ray_makes_the_same_corpus(tmp_path):
     assert hashes(one) == hashes(two)
 
 
+@pytest.mark.parametrize(
+    "module, config, says",
+    [
+        ("prepare", "configs/shakespeare_char.py", "Try --config=configs/data/text.py"),
+        ("train", "configs/data/text.py", "Try --config=configs/text.py"),
+        ("prepare", "", "Try --config=configs/data/text.py"),
+    ],
+)
+def test_a_config_for_another_command_is_told(module, config, says, tmp_path):
+    words = [f"--config={config}"] if config else []
+    done = runs.call([sys.executable, "-m", f"jaxllm.{module}", *words, f"--workdir={tmp_path}"])
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
 def command(tmp_path, name):
     """The command that does what `made.make` does."""
     given = ["--config=configs/data/text.py", f"--workdir={tmp_path / name}"]
