@@ -14,9 +14,10 @@ Killed, the same command goes on where it was; with other settings it redoes wha
 sets saved tokenizers side by side over the documents of files, or of the corpus that --config and
 --workdir name; --json as data.
 
-    python -m jaxllm.prepare --explain=RUN --step=N
+    python -m jaxllm.prepare --explain=RUN --step=N [--replay]
 
-prints which documents the N-th step of a training run, in its work directory, was made of.
+prints which documents the N-th step of a training run, in its work directory, was made of; and runs
+it once more from the checkpoint before it.
 
 Exit status: 0 done; 2 a setting or the input is wrong.
 """
@@ -32,7 +33,7 @@ from jaxllm.corpus.executors import EXECUTORS
 from jaxllm.corpus.quality import RULES
 from jaxllm.data import SOURCES, DataError
 from jaxllm.tokenizers import TOKENIZERS
-from jaxllm.training import origins
+from jaxllm.training import origins, reopen, replay
 
 # Sections with a `kind`: (table of factories, fields of the section that are not the factory's).
 KINDS = {
@@ -54,6 +55,7 @@ def define_flags():
     flags.DEFINE_bool("json", False, "print the comparison as one JSON object")
     flags.DEFINE_string("explain", "", "work directory of a training run, whose rows to explain")
     flags.DEFINE_integer("step", 1, "step of that run, from 1")
+    flags.DEFINE_bool("replay", False, "also run that step once more, from the checkpoint before")
 
 
 def main(file, overrides):
@@ -62,6 +64,9 @@ def main(file, overrides):
     directories = f["compare-tokenizers"].value
     if f.explain:
         print(origins.page(f.explain, f.step))
+        if f.replay:
+            cli.start(reopen.load_config(f.explain))
+            print(replay.page(f.explain, f.step))
         return 0
     if f.documents and not directories:
         raise ConfigError("--documents is for --compare-tokenizers=DIR,DIR; name them.")

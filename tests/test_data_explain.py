@@ -1,11 +1,15 @@
 """Every row can be told: which documents it holds, and that its order is the one it had."""
 
+import json
+
 import numpy as np
 import pytest
 
 from jaxllm import data
+from jaxllm.config import ConfigError
 from jaxllm.data import shards
-from jaxllm.training import origins
+from jaxllm.training import origins, replay
+from jaxllm.training.checkpoint import Checkpoints
 from tests import runs
 from tests.data_helpers import BYTES, data_config, open_source
 
@@ -82,3 +86,24 @@ def test_a_record_holds_what_the_order_depends_on(tmp_path):
         assert data.differences(before, other), changes
     plain = open_source(data_config(), tmp_path / "one")
     assert data.record(plain, data_config(), 0)["batch"] == 8
+
+
+def test_a_step_is_replayed_to_the_bit_and_nothing_changes(tmp_path):
+    config = runs.config({"steps": 8, "checkpoint.every": 3, "log.every": 1, "validate.every": 0})
+    assert runs.train(config, tmp_path) == 0
+    files = {
+        p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"
+    }
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        kept = min(checkpoints.steps())
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    logged = [row for row in map(json.loads, lines) if row["kind"] == "train"]
+    start, metrics = replay.replay(tmp_path, kept + 1)
+    (was,) = [row for row in logged if row["step"] == kept + 1]
+    assert start == kept and metrics == {name: was[name] for name in metrics}
+    assert f"was {was['loss']:.7g}" in replay.page(tmp_path, kept + 1)
+    assert files == {
+        p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"
+    }
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        replay.replay(tmp_path, 9)
