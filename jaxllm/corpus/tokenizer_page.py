@@ -60,6 +60,8 @@ def _of_lines(path):
     try:
         for number, line in files.lines(path, sources.LIMIT_BYTES):
             where = f"{path}:{number}"
+            if line is None:
+                bad("line too long", where, f"longer than {sources.LIMIT_BYTES:,} bytes")
             text = sources.parse_line(line, "text", where, bad).text
             record = json.loads(line.decode("utf-8-sig"))
             labels = [record[field] for field in _LABELS if isinstance(record.get(field), str)]
