@@ -23,6 +23,7 @@ from jaxllm import cli, sharding
 from jaxllm.data import empty_batch
 from jaxllm.scaling import estimate, hlo, machines, memory
 from jaxllm.training import setup
+from jaxllm.training.run import compile_step
 
 _CHARS, _PRETRAIN = "configs/shakespeare_char.py", "configs/pretrain.py:family="
 # platform: {name: (config, settings)}.
@@ -70,8 +71,7 @@ def measure(file, fields):
     vocab = setup.vocabulary(config)
     found = estimate.of(config, machine, vocab)
     run = setup.assemble_program(config, vocab, devices)
-    rows = setup.abstract_batch(run, config.data.batch)
-    step = run.step.lower(run.abstract, {}, rows).compile()
+    step = compile_step(run)
     place = sharding.batch_sharding(run.mesh)
     batch = jax.device_put(empty_batch(config.data.batch, config.data.length), place)
     jax.block_until_ready(run.create(jax.random.key(0)))  # compiles, and is let go

@@ -6,13 +6,12 @@ Made again it is the same to the byte; it says nothing of when or how fast the c
 import json
 import pathlib
 
-from jaxllm.corpus import documents, pictures, record
+from jaxllm.corpus import documents, pictures, record, tasks
 
 NAME = "README.md"
 _FILES = 20  # of a source that are listed
 _REASONS = 12  # of each stage
 _EXAMPLES = 4  # of each stage
-_SPLITS = ("train", "validation", "test")
 _ALTS = {
     "lengths": "Documents by length, as read and of the corpus",
     "languages": "Documents by language",
@@ -224,7 +223,7 @@ def _splits(manifest):
     rows = [
         (split, f"{one['documents']:,}", _mb(one["bytes"]), f"{one['tokens']:,}",
          _ratio(one["bytes"], one["tokens"]))
-        for split, one in ((name, manifest["splits"][name]) for name in _SPLITS)
+        for split, one in ((name, manifest["splits"][name]) for name in tasks.SPLITS)
     ]  # fmt: skip
     heads = ("split", "documents", "MB", "tokens", "bytes a token")
     return "\n\n".join(

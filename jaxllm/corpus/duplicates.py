@@ -15,7 +15,6 @@ import numpy as np
 from jaxllm.corpus import words as wording
 
 _BATCH_GRAMS = 1 << 16  # hashed together: what fits a processor's cache
-_BATCH_CHARACTERS = 1 << 20
 
 
 class Options(NamedTuple):
@@ -55,23 +54,15 @@ def signatures(texts, options):
     exact = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
     if not options.near:
         return Signatures(exact, np.zeros((len(texts), 0), np.uint32))
-    parts, some, size = [], [], 0
-    for text in texts:
-        some.append(text)
-        size += len(text)
-        if size > _BATCH_CHARACTERS:
-            parts.append(_minhash(some, options))
-            some, size = [], 0
-    parts.append(_minhash(some, options))
-    return Signatures(exact, np.concatenate(parts))
+    parts = [_minhash(some, options) for some in wording.batches(texts)]
+    none = np.zeros((0, options.bands * options.rows), np.uint32)
+    return Signatures(exact, np.concatenate([none, *parts]))
 
 
 def _minhash(texts, options):
     """uint32[documents, bands x rows]: the least of each permutation's hashes of shingles."""
     count = options.bands * options.rows
     out = np.full((len(texts), count), 0xFFFFFFFF, np.uint32)
-    if not texts:
-        return out
     found = wording.split(texts, plain=True)
     gram, first = wording.grams(found, options.ngram)
     document = found.document[first]

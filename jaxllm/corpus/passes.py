@@ -51,7 +51,7 @@ class Corpus:
     """
 
     def __init__(self, config, workdir):
-        data.make_sources(config, "sources")
+        self._found = data.make_sources(config, "sources")
         tasks.clean_stages(config)
         privacy.make(config.privacy)
         self._execute = make(executors.EXECUTORS, config.executor, "executor")
@@ -70,7 +70,8 @@ class Corpus:
 
     def _folder(self, name, before, *sections):
         """The folder of a pass, by a hash of the folder before it and of its settings."""
-        settings = {section: _plain(self.config).get(section) for section in sections}
+        plain = _plain(self.config)
+        settings = {section: plain.get(section) for section in sections}
         record = json.dumps([VERSION, name, before, settings], sort_keys=True, default=str)
         return self.workdir / f"{name}-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
 
@@ -92,7 +93,7 @@ class Corpus:
 
     def read(self):
         """Reads every source into shards of documents."""
-        sources = data.make_sources(self.config, "sources")
+        sources = self._found
         described = {name: source.describe() for name, source in sources.items()}
         before = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.raw = self._folder("read", before, "sources", "bad_input", "shard_mb")
@@ -100,9 +101,9 @@ class Corpus:
         found = self._map(tasks.read_source, self.raw, list(more), more)
         self._add(found)
         self.shards = [name for one in found for name in one["shards"]]
-        for name, source in sources.items():
+        for name in sources:
             parts = [o for t, o in zip(more.values(), found, strict=True) if t["source"] == name]
-            self.sources[name] = record.source(source.describe(), parts)
+            self.sources[name] = record.source(described[name], parts)
         if not self.shards:
             raise DataError("The sources yield no text at all.")
 

@@ -28,7 +28,7 @@ def run(config, count):
             for one in itertools.islice(source.documents(bad), count)
         ]
         stages = tasks.clean_stages(config) | {"privacy": privacy.make(config.privacy)}
-        _, reports = tasks.run_stages(stages, first, config)
+        _, reports = tasks.run_stages(stages, first, privacy.shown(config.privacy))
         read = report.Report()
         read.documents.update({"in": len(first) + sum(bad.counts.values()), "out": len(first)})
         read.dropped.update(bad.counts)

@@ -158,11 +158,9 @@ def _repeats(text, separator, name, most, most_characters):
 
 def _top_gram(found, n):
     """Characters within the most frequent n-gram of each document, if it occurs twice."""
-    gram, first = wording.grams(found, n)
-    if not len(gram):
+    key, first = wording.keyed_grams(found, n)
+    if not len(key):
         return np.zeros(found.count)
-    document = found.document[first]
-    key = wording.mix(gram ^ wording.mix(document.astype(np.uint64)))
     order = np.argsort(key)
     key = key[order]
     heads = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
@@ -177,9 +175,7 @@ def _top_gram(found, n):
 
 def _repeated_grams(found, n):
     """Characters of each document that lie within an n-gram that it had before."""
-    gram, first = wording.grams(found, n)
-    document = found.document[first]
-    key = wording.mix(gram ^ wording.mix(document.astype(np.uint64)))
+    key, first = wording.keyed_grams(found, n)
     order = np.argsort(key, kind="stable")
     again = np.concatenate([[False], key[order][1:] == key[order][:-1]])[: len(key)]
     starts = first[order[again]]
@@ -353,7 +349,8 @@ def make(section):
 
     def stage(documents, report):
         left = []
-        for some in _batches(documents):
+        batches = wording.batches(documents, lambda one: len(one.text), _BATCH_CHARACTERS)
+        for some in batches:
             batch = Batch([document.text for document in some])
             reasons = {name: rule(batch) for name, rule in rules.items()}
             for i, document in enumerate(some):
@@ -366,16 +363,3 @@ def make(section):
         return left
 
     return stage
-
-
-def _batches(documents):
-    """Cuts documents into lists of about _BATCH_CHARACTERS."""
-    some, size = [], 0
-    for document in documents:
-        some.append(document)
-        size += len(document.text)
-        if size > _BATCH_CHARACTERS:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some

@@ -25,7 +25,7 @@ from jaxllm.corpus import (
     standardise,
 )
 from jaxllm.corpus.documents import Document
-from jaxllm.data import shards
+from jaxllm.data import build, shards
 from jaxllm.data.errors import BadInput
 
 SPLITS = ("train", "validation", "test")
@@ -94,7 +94,9 @@ def clean_shard(task):
     """Cleans one shard; returns the bytes of its text."""
     config = _config(task)
     raw = pathlib.Path(task.more["raw"]) / f"{task.name}.jsonl.zst"
-    left, reports = run_stages(clean_stages(config), list(documents.read(raw)), config)
+    left, reports = run_stages(
+        clean_stages(config), list(documents.read(raw)), privacy.shown(config.privacy)
+    )
     folder = pathlib.Path(task.folder)
     texts = [document.text for document in left]
     signed = duplicates.signatures(texts, duplicate_options(config))
@@ -121,9 +123,15 @@ def clean_stages(config):
     return stages
 
 
-def run_stages(stages, left, config):
-    """Runs stages one after another; returns ([Document], {name: Report})."""
-    reports, shown = {}, privacy.shown(config.privacy)
+def run_stages(stages, left, shown):
+    """Runs stages one after another; returns ([Document], {name: Report}).
+
+    Args:
+        stages: {name: stage}.
+        left: [Document].
+        shown: as `report.Report` takes it.
+    """
+    reports = {}
     for name, stage in stages.items():
         left, reports[name] = report.run(stage, left, shown)
     return left, reports
@@ -150,7 +158,7 @@ def finish_shard(task):
         {"documents": size, "id": some[i].id, "text": shown(some[i])[: report.EXCERPT]}
         for i, size in task.more["firsts"].items()
     ]
-    left, reports = run_stages(stages, some, config)
+    left, reports = run_stages(stages, some, shown)
     documents.write(pathlib.Path(task.folder) / f"{task.name}.jsonl.zst", left)
     _finish(task, reports, firsts=firsts)
     return reports["duplicates"].bytes["in"]
@@ -200,8 +208,7 @@ def encode_shard(task):
 
 def split_of(text, section):
     """Which split a document belongs to, by a keyed hash of its text: copies stay together."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=b"jaxllm/split").digest()
-    part = int.from_bytes(digest, "little") / 2**64
+    part = build.split_hash(text) / 2**64
     if part < section.validation:
         return "validation"
     return "test" if part < section.validation + section.test else "train"

@@ -124,6 +124,31 @@ def grams(words, n):
     return mix(value[whole]), whole
 
 
+def keyed_grams(words, n):
+    """The same as `grams`, with hashes that differ from document to document."""
+    gram, first = grams(words, n)
+    return mix(gram ^ mix(words.document[first].astype(np.uint64))), first
+
+
+def batches(some, size=len, characters=1 << 20):
+    """Yields lists of some texts, or of what has one, of about so many characters each.
+
+    Args:
+        some: in their order.
+        size: function of one: its characters.
+        characters: of a list, which ends behind the one that goes beyond them.
+    """
+    found, total = [], 0
+    for one in some:
+        found.append(one)
+        total += size(one)
+        if total > characters:
+            yield found
+            found, total = [], 0
+    if found:
+        yield found
+
+
 def hash_of(word):
     """The hash that `split` gives a word."""
     return split([word]).hash[0]

@@ -184,6 +184,12 @@ def split_documents(documents, fraction, mode):
         yield from _split_one(document, fraction, tail)
 
 
+def split_hash(text):
+    """Returns what decides which split a text belongs to: a whole number below 2^64."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=SPLIT_KEY).digest()
+    return int.from_bytes(digest, "little")
+
+
 def _split_one(document, fraction, tail):
     text, where = document.text, document.where
     if tail:
@@ -192,6 +198,5 @@ def _split_one(document, fraction, tail):
             if part:
                 yield part, split, where
     else:
-        digest = hashlib.blake2b(text.encode(), digest_size=8, key=SPLIT_KEY).digest()
-        small = int.from_bytes(digest, "little") < fraction * 2**64
+        small = split_hash(text) < fraction * 2**64
         yield text, "validation" if small else "train", where

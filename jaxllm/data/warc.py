@@ -112,7 +112,7 @@ def _document(record, kind, charset, data, where, bad):
         return bad("broken HTTP headers", where)
     headers = record.http_headers
     encoding = ((headers and headers.get_header("Content-Encoding")) or "").strip().lower()
-    if (encoding or "").strip().lower() not in _ENCODINGS:
+    if encoding not in _ENCODINGS:
         return bad("unknown content encoding", where, encoding)
     if data is None:
         return bad("document too long", where, "it has more bytes than the limit; set limit")

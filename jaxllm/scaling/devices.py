@@ -137,6 +137,7 @@ def cpu(count):
     )
 
 
+@functools.cache  # a run asks for its peak and for its plan
 def measure_cpu(device, seconds=0.2, size=1024):
     """FLOP/s of the fastest of several `size` x `size` float32 products within `seconds`."""
     matrix = jax.device_put(jnp.ones((size, size), jnp.float32), device)

@@ -6,7 +6,7 @@ import time
 
 import jax
 
-from jaxllm import sharding
+from jaxllm import data, sharding
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.scaling.flops import train_flops_per_token
 from jaxllm.training import drift
@@ -186,7 +186,7 @@ class Loop:
         skips = jax.device_get([skipped for _, skipped in self.pending])
         for (at, _), skipped in zip(self.pending, skips, strict=True):
             if skipped > self.progress.skipped:
-                listed = at in self.config.data.get("skip", {}).get("steps", ())
+                listed = at in data.get(self.config.data, "skip")["steps"]
                 why = "is on the skip list" if listed else "was not finite and was dropped"
                 self.log.event(at, f"update {at} {why} ({skipped} so far)")
             self.progress.skipped = int(skipped)

@@ -109,7 +109,7 @@ def check_data(run, meta, step):
         step: the checkpoint's.
     """
     lines = data.differences(meta.get("data", {}), run.record)
-    if "data" not in meta or not lines or run.config.data.get("on_change") == "accept":
+    if "data" not in meta or not lines or data.get(run.config.data, "on_change") == "accept":
         return
     table = "\n".join(f"    {line}" for line in lines)
     raise ConfigError(
