@@ -8,6 +8,8 @@
 | N, K, G, H | query heads, key heads, N / K, head width | heads, kv_heads, -, head |
 | L      | layers                 | layers                 |
 | E, C   | experts, places at an expert | expert, -        |
+| W      | a second model width   | -                      |
+| Y      | outputs of a task's head | -                    |
 
 Local arrays end in their letters (`x_BTD`); einsum strings use the same capitals.
 """
@@ -28,10 +30,12 @@ AXIS_OF_LETTER = {
     "P": "positions",
     "E": "expert",
     "C": "places",
+    "W": "width",
+    "Y": "labels",
 }
 
 # The router of a mixture scores all experts on every device: its axis is not that of experts.
-LOGICAL_AXES = frozenset(AXIS_OF_LETTER.values()) | {"router"}
+LOGICAL_AXES = frozenset(AXIS_OF_LETTER.values()) | {"router", "types", "buckets"}
 
 
 class ParamInfo(NamedTuple):
@@ -51,11 +55,16 @@ class ParamInfo(NamedTuple):
     inputs: tuple[str, ...] = ()
 
     @property
+    def is_stacked(self):
+        """Whether it holds one of each of several layers, along its first dimension."""
+        return self.axes[:1] == ("layers",)
+
+    @property
     def multiplies(self):
         """Whether it is a matrix that activations are multiplied by: hidden, or the head."""
         return bool(self.inputs) or (len(self.axes) == 2 and self.axes[1] == "vocab")
 
     @property
     def is_table(self):
-        """Whether its rows are looked up by an index: tokens, positions."""
-        return len(self.axes) == 2 and self.axes[0] in ("vocab", "positions")
+        """Whether its rows are looked up by an index: tokens, positions, types."""
+        return len(self.axes) == 2 and self.axes[0] in ("vocab", "positions", "types")

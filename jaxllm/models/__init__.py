@@ -34,6 +34,8 @@ class Model(NamedTuple):
         logits: (params, x [..., D]) -> float32 logits [..., V].
         scores: (params, x [B, T, D], targets int32[B, T]) -> `Scores`; all that a cross-entropy
             needs, also where the vocabulary is split.
+        task: (params, x [B, T, D], batch) -> float32 outputs of the task's head, of
+            `Transformer.read`.
         apply: (params, batch, key=None) -> float32 logits [B, T, V]; gathers by itself.
         extend: (params, batch, cache) -> (logits [B, T, V], cache), for decoding.
     """
@@ -44,6 +46,7 @@ class Model(NamedTuple):
     hidden: Callable
     logits: Callable
     scores: Callable
+    task: Callable
     apply: Callable
     extend: Callable
 
@@ -76,8 +79,9 @@ def for_platform(c, platform, length, devices=1):
     Raises:
         ConfigError: a kernel that does not run there.
     """
-    short = platform == "cpu" and c.layers <= UNROLL_ON_CPU and c.remat == "none"
-    unroll = c.unroll or (c.layers if short else 1)
+    deepest = max(c.layers, c.encoder_layers)
+    short = platform == "cpu" and deepest <= UNROLL_ON_CPU and c.remat == "none"
+    unroll = c.unroll or (deepest if short else 1)
     products = {"auto": "flat" if platform == "cpu" else "direct"}.get(c.products, c.products)
     kernel = attention.choose(c, length, platform, devices)
     return dataclasses.replace(c, unroll=unroll, products=products, attention=kernel)
@@ -108,7 +112,7 @@ def make(c, shard=place_nowhere, gather=is_whole):
             # Before the layers' loop, so that gradients too are stacked in this dtype.
             if infos[path].multiplies or infos[path].is_table:
                 x = x.astype(c.dtype)
-            return x if path.startswith("layers/") else gather(path, x)
+            return x if infos[path].is_stacked else gather(path, x)
 
         return trees.map_with_path(one, params)
 
@@ -122,6 +126,9 @@ def make(c, shard=place_nowhere, gather=is_whole):
     def scores(params, x, targets):
         return module(params).scores(x, targets)
 
+    def task(params, x, batch):
+        return module(params).read(x, batch)
+
     def apply(params, batch, key=None):
         params = whole(params)
         return logits(params, hidden(params, batch, key)[0])
@@ -131,7 +138,7 @@ def make(c, shard=place_nowhere, gather=is_whole):
         x_BTD, cache, _ = module(params).hidden(batch, shard, gather, cache=cache)
         return logits(params, x_BTD), cache
 
-    return Model(c, init, whole, hidden, logits, scores, apply, extend)
+    return Model(c, init, whole, hidden, logits, scores, task, apply, extend)
 
 
 @functools.lru_cache
@@ -142,7 +149,7 @@ def abstract_params(c):
     """
     infos = {}
     for path, variable in nnx.to_flat_state(nnx.state(_abstract_module(c), nnx.Param)):
-        stacked = ("layers",) if path[0] == "layers" else ()
+        stacked = ("layers",) if "layers" in path else ()
         metadata = variable.get_metadata()
         infos["/".join(map(str, path))] = ParamInfo(
             tuple(variable.shape), variable.dtype, stacked + metadata["axes"], metadata["inputs"]

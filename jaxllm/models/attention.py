@@ -10,6 +10,7 @@ from flax import nnx
 from jaxllm.config import ConfigError
 from jaxllm.models import lsh, splash
 from jaxllm.models.blocks import blocks
+from jaxllm.models.distance import Sinusoids
 from jaxllm.models.layers import Norm, Projection, keep, rotate, rotate_by_product, softcap
 from jaxllm.sharding import wire
 
@@ -73,7 +74,9 @@ def _softmax_backward(weight, g):
 masked_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
-def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, others=False):
+def reference(
+    q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, others=False, bias=None
+):
     """Attention written out, softmax in float32; every option is supported.
 
     Args:
@@ -82,6 +85,7 @@ def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, othe
         scale: multiplies the scores.
         window, first, others: as in `visible`.
         cap: scores become cap · tanh(score / cap); 0: off.
+        bias: added to the scores, float32[1 or B, N, T, S], or None.
 
     Heads stand before positions and the G queries of a key head are folded into its rows, so that
     both products are batches of plain matrix products: the layout XLA's CPU backend runs fastest.
@@ -97,6 +101,8 @@ def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, cap, first=0, othe
     ).reshape(B, K, G, T, S)
     if cap:
         score = softcap(score, cap)
+    if bias is not None:
+        score = score + bias.reshape(-1, K, G, T, S)
     mask = visible(rows, window, first, others)[:, None, None]
     weight = masked_softmax(score, mask).astype(v_BSKH.dtype)
     y = jnp.einsum("BKQS,BKSH->BKQH", weight.reshape(B, K, G * T, S), v_BKSH)
@@ -150,13 +156,14 @@ def choose(c, length, platform, devices=1):
     name = c.attention
     if name == "auto":
         other = "blocks" if devices > 1 else "reference"
-        return "splash" if platform == "tpu" and not splash.why_not(c, length, devices) else other
+        lacks = _lacks_sight(c, "splash") or splash.why_not(c, length, devices)
+        return "splash" if platform == "tpu" and not lacks else other
     if name not in ATTENTION:
         raise ConfigError(
             f"config.model.attention={name!r} is unknown. Known: auto, {', '.join(ATTENTION)}.\n"
             "  Try --config.model.attention=auto."
         )
-    lacks = _lacks(c, name, length, devices)
+    lacks = _lacks_sight(c, name) or _lacks(c, name, length, devices)
     if platform and platform != PLATFORMS.get(name, platform):
         lacks = f"it runs on a {PLATFORMS[name].upper()} and this is a {platform.upper()}"
     if lacks:
@@ -164,6 +171,19 @@ def choose(c, length, platform, devices=1):
             f"config.model.attention={name!r}: {lacks}.\n  Try --config.model.attention=auto."
         )
     return name
+
+
+def _lacks_sight(c, name):
+    """Returns what of a model's positions and order of tokens a kernel does not know, or ""."""
+    if c.biased and name != "reference":
+        return f"it has no bias of the scores, as position={c.position!r} needs"
+    if name in ("splash", "lsh") and (c.assembly == "encoder" or c.two_streams):
+        return "its tokens look back only"
+    if name not in ("reference", "xla") and c.two_streams:
+        return "it has no second stream, and two_streams=True"
+    if name == "lsh" and c.assembly == "encoder_decoder":
+        return "its queries are keys, and a decoder's look at an encoder's"
+    return ""
 
 
 def _lacks(c, name, length, devices):
@@ -184,14 +204,20 @@ def _lacks(c, name, length, devices):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention: each key head serves G = N / K query heads."""
+    """Grouped-query attention: each key head serves G = N / K query heads.
 
-    def __init__(self, c, *, rngs):
+    Args:
+        c: the model's configuration.
+        cross: whether keys and values are those of an encoder.
+        rngs: random keys.
+    """
+
+    def __init__(self, c, *, cross=False, rngs):
         sizes = {"D": c.width, "N": c.heads, "K": c.kv_heads, "H": c.head_width}
         keywords = dict(c=c, rngs=rngs)
         self.q = Projection("BTD,DNH->BTNH", sizes, bias=c.qkv_bias, **keywords)
         # Not yet chosen where a model is made for no mesh, so for no platform.
-        self.kernel = "reference" if c.attention == "auto" else c.attention
+        self.kernel = "reference" if c.attention == "auto" or cross else c.attention
         of_keys = functools.partial(Projection, "BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
         self.k = None if self.kernel == "lsh" else of_keys()  # queries are keys
         self.v = of_keys()
@@ -201,12 +227,16 @@ class Attention(nnx.Module):
         self.q_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
         norms_keys = c.qk_norm and self.k is not None
         self.k_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if norms_keys else None
+        sinusoids = c.position == "sinusoids" and not cross
+        self.distance = Sinusoids(c, rngs=rngs) if sinusoids else None
         self.rotate = rotate_by_product if c.products == "direct" else rotate
         self.window, self.first = c.window, c.window_first
         self.group, self.kv_heads = c.group, c.kv_heads
         self.scale, self.cap = c.query_scale, c.attention_softcap
 
-    def __call__(self, x_BTD, angles, rows, shard, *, windowed=False, cache=None):
+    def __call__(
+        self, x_BTD, angles, rows, shard, *, windowed=False, cache=None, bias=None, memory_BSD=None
+    ):
         """Attends.
 
         Args:
@@ -216,6 +246,8 @@ class Attention(nnx.Module):
             shard: function (x, *logical axes) -> x that places an activation on the mesh.
             windowed: whether this layer sees only the model's window.
             cache: None, or {"k", "v": [B, S, K, H], "at": first index of the queries}.
+            bias: as in `Context`.
+            memory_BSD: what keys and values are made of, where not of x.
 
         Returns:
             (output [B, T / tensor, D], cache with the new keys and values, or None).
@@ -227,9 +259,12 @@ class Attention(nnx.Module):
         if self.k is None:
             k_BSKH = lsh.keys_of(q_BTNH)
         else:
-            k_BSKH = self.k(x_BTD, only)
+            k_BSKH = self.k(x_BTD if memory_BSD is None else memory_BSD, only)
             k_BSKH = k_BSKH if self.k_norm is None else self.k_norm(k_BSKH)
-        v_BSKH = self.v(x_BTD, only)
+        v_BSKH = self.v(x_BTD if memory_BSD is None else memory_BSD, only)
+        if self.distance is not None:
+            q_BTNH, bias = self.distance(q_BTNH, bias)
+            bias = bias * self.scale
         if angles is not None:
             q_BTNH, k_BSKH = self.rotate(q_BTNH, angles), self.rotate(k_BSKH, angles)
         # Scaled here, where it costs nothing, and not by the kernel.
@@ -244,6 +279,7 @@ class Attention(nnx.Module):
             cache = {"k": k_BSKH, "v": v_BSKH}
         window = self.window if windowed else 0
         options = dict(scale=1.0, window=window, cap=self.cap, first=self.first)
+        options |= {} if bias is None else {"bias": bias}
         if cache is None:
             kernel = (RINGS if wire.size("seq") > 1 else ATTENTION)[self.kernel]
         else:  # kernels are for whole rows; a few queries over a cache are cheap as they are

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.models.attention import Attention, Rows
@@ -9,6 +10,18 @@ from jaxllm.models.layers import Norm, dropout, keep, split_keys
 from jaxllm.models.mlp import Mlp
 from jaxllm.models.moe import Moe
 from jaxllm.sharding import wire
+
+
+class Memory(NamedTuple):
+    """What an encoder made of the inputs, joined over `tensor`.
+
+    Attributes:
+        x_BSD: its hidden states.
+        segment_BS: document of each, int32; a token of the decoder looks at its own.
+    """
+
+    x_BSD: Any
+    segment_BS: Any
 
 
 class Context(NamedTuple):
@@ -21,6 +34,9 @@ class Context(NamedTuple):
         at: index in the cache of the first query, or None.
         shard: function (x, *logical axes) -> x.
         gather: function (path, parameter) -> parameter, whole over the devices that share rows.
+        bias: what is added to the scores, float32[1 or B, N, T, S]; with position="sinusoids" the
+            places of queries and keys in their rows, of which each layer makes its own; or None.
+        memory: `Memory` of an encoder, or None.
     """
 
     index_BT: Any
@@ -29,6 +45,8 @@ class Context(NamedTuple):
     at: Any
     shard: Any
     gather: Any
+    bias: Any = None
+    memory: Any = None
 
 
 class Block(nnx.Module):
@@ -40,6 +58,9 @@ class Block(nnx.Module):
 
     def __init__(self, c, *, rngs):
         self.attn = Attention(c, rngs=rngs)
+        looks = c.assembly == "encoder_decoder"
+        self.cross = Attention(c, cross=True, rngs=rngs) if looks else None
+        self.cross_norm = Norm(c, c.width, "D", rngs=rngs) if looks else None
         if not c.experts:
             self.mlp = Mlp(c, c.mlp_width, rngs=rngs)
         elif c.moe_every == 1:
@@ -62,7 +83,7 @@ class Block(nnx.Module):
             key: one dropout key a row, or None.
             cache: None, or {"k", "v": [B, S, K, H]}.
         """
-        keys, losses = split_keys(key, 2), {}
+        keys, losses = split_keys(key, 2 if self.cross is None else 3), {}
 
         def attend(y_BTD):
             held = None if cache is None else {**cache, "at": context.at}
@@ -73,8 +94,18 @@ class Block(nnx.Module):
                 context.shard,
                 windowed=windowed,
                 cache=held,
+                bias=context.bias,
             )
             return dropout(y_BTD, self.rate, keys[0], context.index_BT), new
+
+        def look(y_BTD):
+            y_BTD, memory = wire.join(y_BTD), context.memory
+            segment_BT = context.rows.query_segment_BT
+            # All of a token's own document: none stands before or behind another.
+            zeros = jnp.zeros_like(segment_BT), jnp.zeros_like(memory.segment_BS)
+            rows = Rows(*zeros, segment_BT, memory.segment_BS)
+            y_BTD, _ = self.cross(y_BTD, None, rows, context.shard, memory_BSD=memory.x_BSD)
+            return dropout(y_BTD, self.rate, keys[2], context.index_BT)
 
         def feed(y_BTD):
             y_BTD = wire.join(y_BTD)
@@ -91,6 +122,8 @@ class Block(nnx.Module):
             if self.parallel:
                 return self.attn_norm(x_BTD + y_BTD + feed(x_BTD)), new, losses
             x_BTD = self.attn_norm(x_BTD + y_BTD)
+            if self.cross is not None:
+                x_BTD = self.cross_norm(x_BTD + look(x_BTD))
             return self.mlp_norm(x_BTD + feed(x_BTD)), new, losses
         h_BTD = self.attn_norm(x_BTD)
         y_BTD, new = attend(h_BTD)
@@ -100,6 +133,8 @@ class Block(nnx.Module):
             return x_BTD + y_BTD, new, losses
         y_BTD = y_BTD if self.attn_out_norm is None else self.attn_out_norm(y_BTD)
         x_BTD = keep(x_BTD + y_BTD)
+        if self.cross is not None:
+            x_BTD = keep(x_BTD + look(self.cross_norm(x_BTD)))
         y_BTD = feed(self.mlp_norm(x_BTD))
         y_BTD = y_BTD if self.mlp_out_norm is None else self.mlp_out_norm(y_BTD)
         return x_BTD + y_BTD, new, losses

@@ -8,12 +8,15 @@ from jaxllm.config import ConfigError, near
 CHOICES = {
     "norm": ("rms", "layer"),
     "norm_place": ("pre", "post", "around"),
-    "position": ("rope", "learned", "none"),
+    "assembly": ("decoder", "encoder", "encoder_decoder"),
+    "position": ("rope", "learned", "none", "buckets", "sinusoids"),
     "rope_scaling": ("none", "linear", "llama3"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
     "dtype": ("float32", "bfloat16", "float16"),
     "remat": ("none", "dots", "light", "full", "offload"),
     "products": ("auto", "flat", "direct"),
+    "task": ("none", "classify", "regress", "tag", "span", "embed"),
+    "pool": ("first", "mean", "last"),
 }
 
 NOT_NEGATIVE = (
@@ -36,18 +39,26 @@ NOT_NEGATIVE = (
     "capacity",
     "balance_loss",
     "router_z_loss",
+    "encoder_layers",
+    "token_types",
+    "position_offset",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What a decoder-only transformer is made of. Widths count numbers, not bytes.
+    """What a transformer is made of. Widths count numbers, not bytes.
 
     A field that is 0 and says "0: …" takes that value; `resolve` fills it in.
     """
 
     vocab: int = 0  # rows of the embedding table; 0: the tokenizer's
-    layers: int = 4
+    # decoder: a token sees itself and those before it; encoder: all; encoder_decoder: both, and
+    # every layer of the decoder looks at what the encoder made of the inputs.
+    assembly: str = "decoder"
+    layers: int = 4  # of the decoder, where there are two stacks
+    encoder_layers: int = 0  # of an encoder-decoder; 0: as layers
+    shared_table: bool = True  # encoder and decoder look tokens up in one table
     width: int = 192  # D
     mlp_width: int = 512  # F
     heads: int = 6  # N
@@ -61,7 +72,14 @@ class ModelConfig:
     norm_bias: bool = False  # layer norm only
     norm_plus_one: bool = False  # multiply by 1 + w (Gemma)
 
-    position: str = "rope"  # rope, learned, none
+    # rope; learned: a table; buckets: a bias for each range of distances (T5); sinusoids: of the
+    # distance, through a projection of each layer (Transformer-XL, XLNet); none
+    position: str = "rope"
+    position_offset: int = 0  # rows of the table of positions before that of position 0 (BART: 2)
+    distance_buckets: int = 32  # buckets: how many, both directions of an encoder together
+    distance_max: int = 128  # buckets: from this distance on all share the last
+    token_types: int = 0  # rows of a table of types that is added to tokens (BERT: 2); 0: none
+    embed_norm: bool = False  # a norm over the sum of the embeddings (BERT, BART)
     rope_base: float = 10_000.0
     rope_local_base: float = 0.0  # base in windowed layers (Gemma 3); 0: rope_base
     rope_fraction: float = 1.0  # of each head that is rotated (Phi-2: 0.4)
@@ -96,7 +114,16 @@ class ModelConfig:
     activation: str = "silu"
     gated: bool = True  # SwiGLU, GeGLU: act(x·gate) · (x·up)
     parallel: bool = False  # attention and MLP read the same input (PaLM, Phi-2)
+    two_streams: bool = False  # can predict a token from others in any order (XLNet)
     tied: bool = False  # the output head is the embedding table
+    lm_head: bool = True  # False: no head over the vocabulary at all
+    head_transform: bool = False  # product, activation, norm before the head (BERT)
+    head_scale: bool = False  # hidden states times width ** -0.5 before the head (T5 1.0)
+    # A head besides: classify, regress, tag (each token), span (first and last), embed
+    task: str = "none"
+    labels: int = 1  # outputs of the task's head
+    pool: str = "first"  # token that classify, regress and embed read: first, last; or the mean
+    pool_layer: bool = False  # a product and tanh on it, before classify and regress (BERT)
     embed_scale: bool = False  # embeddings times sqrt(width) (Gemma)
     dropout: float = 0.0  # of embeddings, attention output and MLP output
 
@@ -115,6 +142,16 @@ class ModelConfig:
     def group(self):
         """Query heads that share a key head (G)."""
         return self.heads // self.kv_heads
+
+    @property
+    def of_encoder(self):
+        """The same for the encoder's stack of an encoder-decoder."""
+        return dataclasses.replace(self, assembly="encoder", layers=self.encoder_layers)
+
+    @property
+    def biased(self):
+        """Whether positions are a bias of the scores, which not every kernel adds."""
+        return self.position in ("buckets", "sinusoids")
 
     @property
     def period(self):
@@ -168,6 +205,7 @@ def resolve(values, *, vocab, length):
         positions=c.positions or length,
         rope_local_base=c.rope_local_base or c.rope_base,
         expert_width=c.expert_width or c.mlp_width,
+        encoder_layers=c.encoder_layers or (c.layers if c.assembly == "encoder_decoder" else 0),
     )
     c = dataclasses.replace(c, query_scale=c.query_scale or c.head_width**-0.5)
     _check(c, values, vocab, length)
@@ -187,6 +225,7 @@ def _check(c, values, vocab, length):
         "pipeline_rounds",
         "experts_per_token",
         "moe_every",
+        "labels",
     ):
         if getattr(c, name) < 1:
             good = math.gcd(c.width, FIELDS[name]) if name == "heads" else FIELDS[name]
@@ -214,6 +253,7 @@ def _check(c, values, vocab, length):
             f"  Try --config.model.kv_heads={nearest}."
         )
     _check_pattern(c)
+    _check_assembly(c)
     if length > c.positions:
         raise ConfigError(
             f"config.data.length={length} is longer than config.model.positions={c.positions}.\n"
@@ -263,4 +303,43 @@ def _check_pattern(c):
             f"config.model.layers={c.layers} is no multiple of {c.period}, after which the pattern "
             f"of windows and experts repeats.\n"
             f"  Try --config.model.layers={math.ceil(c.layers / c.period) * c.period}."
+        )
+
+
+def _check_assembly(c):
+    """Raises ConfigError for fields that only some assemblies have."""
+    if c.assembly != "encoder_decoder" and c.encoder_layers:
+        raise ConfigError(
+            f"config.model.encoder_layers={c.encoder_layers} is for an encoder_decoder; this is a "
+            f"{c.assembly!r}.\n  Try --config.model.encoder_layers=0."
+        )
+    if c.assembly == "encoder_decoder" and (c.two_streams or c.experts or c.task != "none"):
+        raise ConfigError(
+            "config.model.assembly='encoder_decoder' goes without two_streams, experts and a "
+            "task's head.\n  Try --config.model.assembly=decoder."
+        )
+    if c.window and (c.assembly != "decoder" or c.two_streams):
+        raise ConfigError(
+            f"config.model.window={c.window} is for decoders, whose tokens look back.\n"
+            "  Try --config.model.window=0."
+        )
+    if c.position == "buckets" and not (
+        c.distance_buckets >= 4
+        and c.distance_buckets % 4 == 0
+        and c.distance_max > c.distance_buckets // 2
+    ):
+        raise ConfigError(
+            f"config.model.distance_buckets={c.distance_buckets} must be a multiple of 4 with "
+            f"distance_max={c.distance_max} above its half.\n"
+            "  Try --config.model.distance_buckets=32 --config.model.distance_max=128."
+        )
+    if c.position == "sinusoids" and c.width % 2:
+        raise ConfigError(
+            f"config.model.width={c.width} must be even for sinusoids.\n"
+            f"  Try --config.model.width={c.width + 1}."
+        )
+    if not c.lm_head and c.task == "none" and c.assembly != "encoder":
+        raise ConfigError(
+            "config.model.lm_head=False leaves the model without an output.\n"
+            "  Try --config.model.lm_head=True, or --config.model.task=classify."
         )

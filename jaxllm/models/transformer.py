@@ -1,4 +1,4 @@
-"""The decoder-only transformer: blocks stacked on axis 0 and scanned."""
+"""The transformer: stacks of blocks, scanned; a decoder, an encoder, or both."""
 
 import functools
 from typing import Any, NamedTuple
@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models import pipeline
+from jaxllm.models import orders, pipeline
 from jaxllm.models.attention import Rows
-from jaxllm.models.block import Block, Context
+from jaxllm.models.block import Block, Context, Memory
+from jaxllm.models.distance import Buckets
 from jaxllm.models.layers import (
+    ACTIVATIONS,
     KEPT,
     Norm,
     Projection,
@@ -68,22 +70,31 @@ class Scores(NamedTuple):
     top_BT: Any
 
 
-class Transformer(nnx.Module):
-    """Embedding, layers, final norm, head."""
+class Stack(nnx.Module):
+    """Layers, what is added to the tokens before them, and the norm behind them.
 
-    def __init__(self, c, *, rngs):
+    Args:
+        c: the model's configuration; `c.of_encoder` for the encoder of an encoder-decoder.
+        table: whether it has a table of tokens of its own.
+        rngs: random keys.
+    """
+
+    def __init__(self, c, *, table=True, rngs):
         self.c = c
         normal = jax.nn.initializers.truncated_normal
-        std = LOGIT_STD * c.width**-0.5
-        self.embed = make_param(
-            normal(std if c.tied else 0.02), rngs.params(), (c.vocab, c.width), ("vocab", "embed")
-        )
-        shape, axes, learned = (
-            (c.positions, c.width),
-            ("positions", "embed"),
-            c.position == "learned",
-        )
-        self.position = make_param(normal(0.02), rngs.params(), shape, axes) if learned else None
+        std = LOGIT_STD * c.width**-0.5 if c.tied else 0.02
+
+        def make_table(std, rows, axis):
+            return make_param(normal(std), rngs.params(), (rows, c.width), (axis, "embed"))
+
+        std = LOGIT_STD if c.tied and c.head_scale else std
+        self.embed = make_table(std, c.vocab, "vocab") if table else None
+        learned, rows = c.position == "learned", c.position_offset + c.positions
+        self.position = make_table(0.02, rows, "positions") if learned else None
+        self.types = make_table(0.02, c.token_types, "types") if c.token_types else None
+        self.query = make_table(0.02, 1, "types") if c.two_streams else None
+        self.embed_norm = Norm(c, c.width, "D", rngs=rngs) if c.embed_norm else None
+        self.distance = Buckets(c, rngs=rngs) if c.position == "buckets" else None
         keys = jax.random.split(rngs.params(), c.layers)
 
         def stack(make, keys):
@@ -98,84 +109,55 @@ class Transformer(nnx.Module):
             keys = jax.random.split(of_moe, sparse)
             self.layers.moe = stack(functools.partial(Moe, c), keys)
         self.final_norm = None if c.norm_place == "post" else Norm(c, c.width, "D", rngs=rngs)
-        sizes, options = {"D": c.width, "V": c.vocab}, dict(std=std, hidden=False, c=c)
-        self.head = (
-            None
-            if c.tied
-            else Projection("BTD,DV->BTV", sizes, bias=c.head_bias, rngs=rngs, **options)
-        )
 
-    def hidden(self, batch, shard, gather, key=None, cache=None):
-        """Runs everything but the head, whose and whose table's weights are given whole.
+    def run(self, table_VD, batch, shard, gather, key=None, cache=None, memory=None):
+        """Runs the stack on tokens.
 
         Args:
-            batch: {"tokens", "position", "segment": int32[B, T]}, and "index" where rows are
-                split.
-            shard: function (x, *logical axes) -> x.
-            gather: function (path, parameter) -> parameter, for the parameters of one layer.
-            key: one dropout key a row [B], or None for no dropout.
-            cache: None, or what `cache.make` returns.
+            table_VD: of tokens, with rows and columns of this device.
+            batch: {"tokens", "position", "segment": int32[B, T]}; "index" where rows are split;
+                "order", "prefix", "type" where there are any.
+            shard, gather: as in `Transformer.hidden`; paths are those below this stack.
+            key, cache: as in `Transformer.hidden`.
+            memory: `Memory` that the layers look at besides, or None.
 
         Returns:
-            (final hidden state [B, T, D], cache with the new keys and values, or None, sums of the
+            (hidden states [B, T, D], cache with the new keys and values, or None, sums of the
             routers' losses).
         """
         c, keys = self.c, split_keys(key, 2)
-        # Gathered whole over fsdp first: rows, not parts of their width, are looked up.
-        table_VD = shard(self.embed[...], "vocab", "embed")
-        if self._splits_vocab():
-            x_BTD = wire.own_rows(look_up, table_VD, wire.join(batch["tokens"])).astype(c.dtype)
-            x_BTD = wire.sum_parts(x_BTD)
-        else:
-            x_BTD = look_up(table_VD, batch["tokens"]).astype(c.dtype)
+        batch = {"index": jnp.arange(batch["tokens"].shape[1], dtype=jnp.int32)[None], **batch}
+        x_BTD = self._look_up(shard(table_VD, "vocab", "embed"), batch["tokens"])
         if c.embed_scale:
             x_BTD = x_BTD * jnp.asarray(c.width**0.5, c.dtype)
+        if "order" in batch:  # the second stream does not know the tokens that it stands for
+            query_BTD = jnp.broadcast_to(self.query[...].astype(c.dtype), x_BTD.shape)
+            x_BTD = jnp.concatenate([x_BTD, query_BTD], axis=1)
+            batch = orders.two_streams(batch)
         if self.position is not None:
-            x_BTD = x_BTD + look_up(self.position[...], batch["position"]).astype(c.dtype)
-        context, cache = self._context(batch, shard, gather, cache)
+            place_BT = batch["position"] + c.position_offset
+            x_BTD = x_BTD + look_up(self.position[...], place_BT).astype(c.dtype)
+        if self.types is not None:
+            type_BT = batch.get("type", jnp.zeros_like(batch["tokens"]))
+            x_BTD = x_BTD + look_up(self.types[...], type_BT).astype(c.dtype)
+        x_BTD = x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
+        context, cache = self._context(batch, shard, gather, cache, memory)
         x_BTD = shard(x_BTD, "batch", "length", "embed")
         x_BTD = dropout(x_BTD, c.dropout, keys[0], context.index_BT)
         x_BTD, cache, losses = self._run_layers(x_BTD, context, keys[1], cache)
+        if "order" in batch:
+            x_BTD = x_BTD[:, x_BTD.shape[1] // 2 :]
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD), cache, losses
 
-    def logits(self, x_BTD):
-        """Returns float32 logits [..., V] of final hidden states [..., D]."""
-        c = self.c
-        if self.head is None:
-            z = jnp.matmul(x_BTD, self.embed[...].astype(c.dtype).T)
-        else:
-            z = self.head(x_BTD)
-        z = z.astype(jnp.float32)
-        return softcap(z, c.logit_softcap) if c.logit_softcap else z
+    def _look_up(self, table_VD, tokens_BT):
+        """Embeddings of tokens, also from a table of which this device has some rows."""
+        if table_VD.shape[0] < self.c.vocab:
+            found = wire.own_rows(look_up, table_VD, wire.join(tokens_BT)).astype(self.c.dtype)
+            return wire.sum_parts(found)
+        # Gathered whole over fsdp first: rows, not parts of their width, are looked up.
+        return look_up(table_VD, tokens_BT).astype(self.c.dtype)
 
-    def _splits_vocab(self):
-        """Whether this device has only some rows of the table and columns of the head."""
-        return self.embed[...].shape[0] < self.c.vocab
-
-    def scores(self, x_BTD, target_BT):
-        """Returns the `Scores` of targets, without the logits of the whole vocabulary at once.
-
-        Args:
-            x_BTD: final hidden states.
-            target_BT: int32.
-        """
-        split = self._splits_vocab()
-        if split:
-            x_BTD, target_BT = wire.join(x_BTD), wire.join(target_BT)
-        z_BTV = self.logits(x_BTD)
-        top_BT = jnp.max(jax.lax.stop_gradient(z_BTV), axis=-1)
-        top_BT = wire.largest(top_BT) if split else top_BT
-        sum_BT = jnp.sum(jnp.exp(z_BTV - top_BT[..., None]), axis=-1)
-        # A select, not a gather: it fuses, and its gradient is no scatter.
-        first = wire.index("tensor") * z_BTV.shape[-1] if split else 0
-        is_target = jnp.arange(z_BTV.shape[-1]) == (target_BT - first)[..., None]
-        chosen_BT = jnp.sum(jnp.where(is_target, z_BTV, 0.0), axis=-1)
-        if split:
-            sum_BT, chosen_BT = wire.sum_parts(sum_BT), wire.sum_parts(chosen_BT)
-            top_BT = wire.own_part(top_BT)
-        return Scores(top_BT + jnp.log(sum_BT), chosen_BT, top_BT)
-
-    def _context(self, batch, shard, gather, cache):
+    def _context(self, batch, shard, gather, cache, memory):
         """Gathers what all layers share, and the cache's part that is stacked by layer."""
         c, T = self.c, batch["tokens"].shape[1]
         position_BT, segment_BT = wire.join(batch["position"]), wire.join(batch["segment"])
@@ -184,20 +166,26 @@ class Transformer(nnx.Module):
             kinds = {c.is_windowed(layer) for layer in range(c.layers)}
             for windowed in kinds:
                 angles[windowed] = rope_angles(c, position_BT, windowed=windowed)
-        index_BT = batch.get("index", jnp.arange(T, dtype=jnp.int32)[None])
+        index_BT, at = batch["index"], None
         if cache is None:
-            whole_BT = wire.join(index_BT)
-            rows = Rows(whole_BT, whole_BT, segment_BT, segment_BT, position_BT)
-            return Context(index_BT, rows, angles, None, shard, gather), None
-        at = cache["at"]
-        kept = {
-            name: jax.lax.dynamic_update_slice_in_dim(cache[name], batch[name], at, axis=1)
-            for name in ("segment", "position")
-        }
-        key_S = jnp.arange(kept["segment"].shape[1], dtype=jnp.int32)[None]
-        rows = Rows(index_BT + at, key_S, segment_BT, kept["segment"], kept["position"])
-        cache = {**cache, **kept, "at": at + T}
-        return Context(index_BT + at, rows, angles, at, shard, gather), cache
+            whole_BT = key_BS = wire.join(index_BT)
+            sight = orders.of_rows(c, batch, index_BT)
+            rows = Rows(*map(wire.join, sight), segment_BT, segment_BT, position_BT)
+        else:
+            at = cache["at"]
+            kept = {
+                name: jax.lax.dynamic_update_slice_in_dim(cache[name], batch[name], at, axis=1)
+                for name in ("segment", "position")
+            }
+            index_BT = whole_BT = index_BT + at
+            key_BS = jnp.arange(kept["segment"].shape[1], dtype=jnp.int32)[None]
+            rows = Rows(index_BT, key_BS, segment_BT, kept["segment"], kept["position"])
+            cache = {**cache, **kept, "at": at + T}
+        if self.distance is not None:
+            bias = self.distance(whole_BT, key_BS)
+        else:
+            bias = (whole_BT, key_BS) if c.position == "sinusoids" else None
+        return Context(index_BT, rows, angles, at, shard, gather, bias, memory), cache
 
     def _run_layers(self, x_BTD, context, key, cache):
         """Runs all layers: scanned, or through the stages of a pipeline."""
@@ -307,6 +295,149 @@ class Transformer(nnx.Module):
             new = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), new, last)
             losses = jax.tree.map(jnp.add, losses, more)
         return x_BTD, (new, losses)
+
+
+class Transformer(Stack):
+    """A stack, an encoder before it where there are two, and what reads the hidden states."""
+
+    def __init__(self, c, *, rngs):
+        super().__init__(c, rngs=rngs)
+        std, keywords = LOGIT_STD * c.width**-0.5, dict(c=c, rngs=rngs)
+        sizes = {"D": c.width, "V": c.vocab, "W": c.width, "Y": c.labels}
+        options = dict(std=std, hidden=False, **keywords)
+        own_head = c.lm_head and not c.tied
+        self.head = (
+            Projection("BTD,DV->BTV", sizes, bias=c.head_bias, **options) if own_head else None
+        )
+        free = c.lm_head and c.tied and c.head_bias  # a bias of no projection
+        zeros, key = jax.nn.initializers.zeros, rngs.params() if free else None
+        self.head_bias = make_param(zeros, key, (c.vocab,), ("vocab",)) if free else None
+        turns = c.lm_head and c.head_transform
+        self.transform = Projection("BTD,DW->BTW", sizes, bias=True, **keywords) if turns else None
+        self.transform_norm = Norm(c, c.width, "D", rngs=rngs) if turns else None
+        self.pool = Projection("BD,DW->BW", sizes, bias=True, **keywords) if c.pool_layer else None
+        has_task = c.task not in ("none", "embed")
+        self.task = Projection("BD,DY->BY", sizes, bias=True, **options) if has_task else None
+        two = c.assembly == "encoder_decoder"
+        self.encoder = Stack(c.of_encoder, table=not c.shared_table, rngs=rngs) if two else None
+
+    def hidden(self, batch, shard, gather, key=None, cache=None):
+        """Runs everything but the head, whose and whose table's weights are given whole.
+
+        Args:
+            batch: {"tokens", "position", "segment": int32[B, T]}, and "index" where rows are
+                split. Of an encoder-decoder also {"inputs", "inputs_segment": int32[B, S]}, and
+                "inputs_position" where a row holds several documents. "type" [B, T] where there
+                are types of tokens; "prefix" and "order": see `orders`.
+            shard: function (x, *logical axes) -> x.
+            gather: function (path, parameter) -> parameter, for the parameters of one layer.
+            key: one dropout key a row [B], or None for no dropout.
+            cache: None, or what `cache.make` returns.
+
+        Returns:
+            (final hidden state [B, T, D], cache with the new keys and values, or None, sums of the
+            routers' losses).
+        """
+        table_VD, memory = self.embed[...], None
+        if self.encoder is not None and cache is not None and "memory" in cache:
+            memory = cache["memory"]
+        elif self.encoder is not None:
+            keys = split_keys(key, 2)
+            memory, key = self._encode(batch, shard, gather, keys[0]), keys[1]
+            cache = cache if cache is None else {**cache, "memory": memory}
+        return self.run(table_VD, batch, shard, gather, key, cache, memory)
+
+    def _encode(self, batch, shard, gather, key):
+        """Returns the `Memory` of a batch's inputs."""
+        segment_BS = batch["inputs_segment"]
+        S = segment_BS.shape[1]
+        index_1S = jnp.arange(S, dtype=jnp.int32)[None] + wire.index("tensor") * S
+        inputs = {
+            "tokens": batch["inputs"],
+            "segment": segment_BS,
+            "position": batch.get("inputs_position", jnp.broadcast_to(index_1S, segment_BS.shape)),
+            "index": index_1S,
+        }
+        table_VD = (self if self.encoder.embed is None else self.encoder).embed[...]
+
+        def of_encoder(path, x):
+            return gather(f"encoder/{path}", x)
+
+        x_BSD, _, _ = self.encoder.run(table_VD, inputs, shard, of_encoder, key)
+        return Memory(wire.join(x_BSD), wire.join(segment_BS))
+
+    def read(self, x_BTD, batch):
+        """Returns what the task's head makes of final hidden states, in float32.
+
+        [B, labels] for classify and regress, [B, D] for embed, each the same on all devices that
+        share a row; [B, T, labels] for tag and span.
+        """
+        c = self.c
+        if c.task in ("tag", "span"):
+            return self.task(x_BTD).astype(jnp.float32)
+        pooled_BD = self._pool(x_BTD, batch)
+        if c.task == "embed":
+            return pooled_BD
+        pooled_BD = pooled_BD if self.pool is None else jnp.tanh(self.pool(pooled_BD))
+        return self.task(pooled_BD).astype(jnp.float32)
+
+    def _pool(self, x_BTD, batch):
+        """The first or last token of a row's first document, or the mean of all, float32."""
+        real_BT = batch["segment"] == 1
+        end_B1 = wire.largest(jnp.where(real_BT, batch["position"], 0).max(1, keepdims=True))
+        at_BT = {"first": 0, "last": end_B1, "mean": batch["position"]}[self.c.pool]
+        chosen_BT = (real_BT & (batch["position"] == at_BT)).astype(jnp.float32)
+        total_BD = jnp.einsum("BT,BTD->BD", chosen_BT, x_BTD.astype(jnp.float32))
+        total_BD, count_B = wire.sum_tokens((total_BD, chosen_BT.sum(1)))
+        return total_BD / jnp.maximum(count_B, 1.0)[:, None]
+
+    def logits(self, x_BTD):
+        """Returns float32 logits [..., V] of final hidden states [..., D]."""
+        return self._to_vocab(self._before_head(x_BTD))
+
+    def _before_head(self, x_BTD):
+        """What stands between the final hidden states and the product with the vocabulary."""
+        c = self.c
+        if self.transform is not None:
+            x_BTD = self.transform_norm(ACTIVATIONS[c.activation](self.transform(x_BTD)))
+        return x_BTD * jnp.asarray(c.width**-0.5, x_BTD.dtype) if c.head_scale else x_BTD
+
+    def _to_vocab(self, x_BTD):
+        c = self.c
+        if self.head is None:
+            z = jnp.matmul(x_BTD, self.embed[...].astype(c.dtype).T)
+            z = z if self.head_bias is None else z + self.head_bias[...].astype(c.dtype)
+        else:
+            z = self.head(x_BTD)
+        z = z.astype(jnp.float32)
+        return softcap(z, c.logit_softcap) if c.logit_softcap else z
+
+    def _splits_vocab(self):
+        """Whether this device has only some rows of the table and columns of the head."""
+        return self.embed[...].shape[0] < self.c.vocab
+
+    def scores(self, x_BTD, target_BT):
+        """Returns the `Scores` of targets, without the logits of the whole vocabulary at once.
+
+        Args:
+            x_BTD: final hidden states.
+            target_BT: int32.
+        """
+        split, x_BTD = self._splits_vocab(), self._before_head(x_BTD)
+        if split:
+            x_BTD, target_BT = wire.join(x_BTD), wire.join(target_BT)
+        z_BTV = self._to_vocab(x_BTD)
+        top_BT = jnp.max(jax.lax.stop_gradient(z_BTV), axis=-1)
+        top_BT = wire.largest(top_BT) if split else top_BT
+        sum_BT = jnp.sum(jnp.exp(z_BTV - top_BT[..., None]), axis=-1)
+        # A select, not a gather: it fuses, and its gradient is no scatter.
+        first = wire.index("tensor") * z_BTV.shape[-1] if split else 0
+        is_target = jnp.arange(z_BTV.shape[-1]) == (target_BT - first)[..., None]
+        chosen_BT = jnp.sum(jnp.where(is_target, z_BTV, 0.0), axis=-1)
+        if split:
+            sum_BT, chosen_BT = wire.sum_parts(sum_BT), wire.sum_parts(chosen_BT)
+            top_BT = wire.own_part(top_BT)
+        return Scores(top_BT + jnp.log(sum_BT), chosen_BT, top_BT)
 
 
 def _layer_of(c, stacked, i):

@@ -79,7 +79,8 @@ def make(model, *, z_loss=0.0, chunk=0):
         x_BTD, extra = model.hidden(model.whole(params), batch, key)
         # The backward pass is done with the head, and so with its logits, before it begins with
         # the layers: left to itself a compiler may hold them all the while.
-        outside = {name: leaf for name, leaf in params.items() if name != "layers"}
+        inside = ("layers", "encoder")
+        outside = {name: leaf for name, leaf in params.items() if name not in inside}
         outside, x_BTD = trees.together((outside, x_BTD))
         params = model.whole(outside)
         n = pieces(*x_BTD.shape[:2], model.config.vocab, chunk)

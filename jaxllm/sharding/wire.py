@@ -46,6 +46,11 @@ def largest(x):
     return jax.lax.pmax(x, "tensor") if size("tensor") > 1 else x
 
 
+def sum_tokens(tree):
+    """Adds up over `tensor`, so over all tokens of the stream; each device has the whole sum."""
+    return jax.lax.psum(tree, "tensor") if size("tensor") > 1 else tree
+
+
 def sum_row(tree):
     """Adds up over `seq`, so over all of a row."""
     return jax.lax.psum(tree, "seq") if size("seq") > 1 else tree
