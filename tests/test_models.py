@@ -36,6 +36,14 @@ COUNTS = {
     ("gemma2", "2b"): 2_614_341_888,
     ("gemma3", "1b"): 999_885_952,
     ("palm", "540b"): 540_356_474_880,  # "540.35B" in the paper's table 1
+    ("bert", "base"): 109_514_298,
+    ("bert", "large"): 335_174_458,
+    ("roberta", "base"): 124_697_433,
+    ("t5", "small"): 60_506_624,
+    ("t5", "3b"): 2_851_598_336,
+    ("t5", "11b"): 11_307_321_344,
+    ("t5v1.1", "base"): 247_577_856,
+    ("bart", "large"): 406_291_456 + 50_265,  # and the bias of its logits, a constant there
 }
 
 # One tiny model for each choice that changes the forward pass.

@@ -80,7 +80,7 @@ def spread(function, mesh, specs, *, gradients):
         specs: what `param_specs` returns.
         gradients: whether the function returns them.
 
-    Axis 0 of every array of a batch is split over ROW_AXES, its last over LENGTH_AXES. Sums are
+    Axis 0 of every array of a batch is split over ROW_AXES; see `place_batch`. Sums are
     added up over the devices; a gradient over those that its parameter is not split over (gathering
     has added up the rest).
     """
@@ -106,9 +106,7 @@ def spread(function, mesh, specs, *, gradients):
 
     def on_all(params, refs, batch, key, *scalars):
         whole, batch = PartitionSpec(), deal_length(batch, mesh)
-        places = jax.tree.map(
-            lambda x: PartitionSpec(ROW_AXES, *[None] * (x.ndim - 2), LENGTH_AXES), batch
-        )
+        places = place_batch(batch)
         return jax.shard_map(
             on_one,
             mesh=mesh,
@@ -119,6 +117,22 @@ def spread(function, mesh, specs, *, gradients):
         )(params, refs, batch, key, *scalars)
 
     return on_all
+
+
+def place_batch(batch):
+    """Returns the PartitionSpec of each array of a batch.
+
+    Axis 0 is split over ROW_AXES. The last one is over LENGTH_AXES where it counts tokens, as that
+    of "tokens" and "inputs" does, and whole where it does not (a label, a pair of places).
+    """
+    lengths = {batch[name].shape[-1] for name in ("tokens", "inputs") if name in batch}
+
+    def of_array(x):
+        if x.ndim == 1 or x.shape[-1] not in lengths:
+            return PartitionSpec(ROW_AXES)
+        return PartitionSpec(ROW_AXES, *[None] * (x.ndim - 2), LENGTH_AXES)
+
+    return jax.tree.map(of_array, batch)
 
 
 def deal_length(batch, mesh):
@@ -132,7 +146,8 @@ def deal_length(batch, mesh):
         return batch
     like, ring = batch["tokens"], mesh.shape["seq"]
     index = jnp.broadcast_to(jnp.arange(like.shape[-1], dtype=jnp.int32), like.shape)
-    return jax.tree.map(lambda x: deal(x, ring), batch | {"index": index})
+    batch = batch | {"index": index}
+    return batch if ring == 1 else jax.tree.map(lambda x: deal(x, ring), batch)
 
 
 def deal(x, ring):

@@ -120,12 +120,29 @@ def _check_layout(config, c, shape):
             "config.model.remat='offload' does not go with a pipeline (mesh.stage).\n"
             "  Try --config.model.remat=full."
         )
+    _check_assembly(c, shape)
     if c.experts or shape["expert"] > 1:
         sharding.check_splits("model.experts", c.experts, shape, ("expert",))
     for name in ("heads", "mlp_width", *(["expert_width"] if c.experts else [])):
         sharding.check_splits(f"model.{name}", getattr(c, name), shape, ("tensor",))
     if shape["tensor"] % c.kv_heads:  # else each device has one of them
         sharding.check_splits("model.kv_heads", c.kv_heads, shape, ("tensor",))
+
+
+def _check_assembly(c, shape):
+    """Raises ConfigError for axes that only decoders, or plain positions, are split over."""
+    why = ""
+    if shape["seq"] > 1 and (c.assembly != "decoder" or c.biased):
+        axis, why = "seq", "a ring of devices passes keys to tokens that look back only"
+    if shape["stage"] > 1 and (c.assembly == "encoder_decoder" or c.biased):
+        axis, why = "stage", "a pipeline carries neither what an encoder made nor biases of scores"
+    if shape["tensor"] > 1 and c.two_streams:
+        axis, why = "tensor", "the second stream would stand on other devices than the first"
+    if why:
+        raise ConfigError(
+            f"config.mesh.{axis}={shape[axis]} does not go with model.assembly={c.assembly!r}, "
+            f"position={c.position!r}: {why}.\n  Try --config.mesh.{axis}=1."
+        )
 
 
 def _laps(c, shape):

@@ -74,7 +74,8 @@ def permutation(vocab, eos, *, predicted=6):
         place = ranks(value + uniform(keys, "order", segment.shape[1]))
         order = np.where(real, place - starts(segment), 0)
         size = sizes(segment)
-        last = real & (order >= size - np.maximum(size // predicted, 1))
+        # The first of an order has nothing to be predicted from.
+        last = real & (order >= np.maximum(size - np.maximum(size // predicted, 1), 1))
         return {
             **batch,
             "targets": batch["tokens"],

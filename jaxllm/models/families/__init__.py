@@ -4,6 +4,14 @@ from typing import NamedTuple
 
 from jaxllm.config import ConfigError, near
 from jaxllm.models.config import resolve
+from jaxllm.models.families.bert import (
+    BERT,
+    BERT_SIZES,
+    ROBERTA,
+    ROBERTA_SIZES,
+    XLNET,
+    XLNET_SIZES,
+)
 from jaxllm.models.families.gemma import (
     GEMMA,
     GEMMA2,
@@ -18,6 +26,7 @@ from jaxllm.models.families.moe import MIXTRAL, MIXTRAL_SIZES, SWITCH, SWITCH_SI
 from jaxllm.models.families.palm import PALM, PALM_SIZES
 from jaxllm.models.families.phi import PHI2, PHI2_SIZES, PHI3, PHI3_SIZES
 from jaxllm.models.families.qwen import QWEN2, QWEN2_SIZES, QWEN3, QWEN3_SIZES
+from jaxllm.models.families.t5 import BART, BART_SIZES, T5, T5_SIZES, T5V1_1, T5V1_1_SIZES
 
 
 class Family(NamedTuple):
@@ -41,6 +50,12 @@ FAMILIES = {
     "gemma3": Family(GEMMA3, GEMMA3_SIZES),
     "phi2": Family(PHI2, PHI2_SIZES),
     "phi3": Family(PHI3, PHI3_SIZES),
+    "bert": Family(BERT, BERT_SIZES),
+    "roberta": Family(ROBERTA, ROBERTA_SIZES),
+    "xlnet": Family(XLNET, XLNET_SIZES),
+    "t5": Family(T5, T5_SIZES),
+    "t5v1.1": Family(T5V1_1, T5V1_1_SIZES),
+    "bart": Family(BART, BART_SIZES),
 }
 
 # A family without a size is an architecture: its sizes are up to the config.
