@@ -12,7 +12,7 @@ GIB = 2**30
 
 def model(family, size, **fields):
     """(ModelConfig, {path: ParamInfo}) of a published size, or of `fields` over it."""
-    shared, sizes = FAMILIES[family]
+    shared, sizes, _ = FAMILIES[family]
     c = resolve({**shared, **sizes.get(size, {}), **fields}, vocab=1, length=1)
     return c, models.abstract_params(c)
 

@@ -67,6 +67,15 @@ KINDS = {
         gated=False, activation="gelu",
     ),
     "post": dict(norm_place="post", norm="layer", norm_bias=True, position="learned"),
+    "olmo2": dict(norm_place="out", qk_norm_whole=True),
+    "yarn": dict(
+        rope_scaling="yarn", rope_factor=4.0, rope_high_factor=32.0, rope_original=8,
+        rope_attention=1.14,
+    ),
+    "longrope": dict(
+        rope_scaling="longrope", rope_short=(1.0, 1.1, 1.2, 1.3), rope_long=(1.0, 2.0, 3.0, 4.0),
+        rope_original=4, rope_attention=1.2,
+    ),
     "nope": dict(position="none", window=5),
     "unrolled": dict(unroll=2, remat="dots"),
     "first tokens": dict(window=3, window_first=2, attention="blocks"),
@@ -92,7 +101,7 @@ def test_parameter_counts_are_the_published_ones(family, size):
 
 
 def test_every_size_of_every_family_resolves():
-    for family, (_, sizes) in FAMILIES.items():
+    for family, (_, sizes, _) in FAMILIES.items():
         for size in sizes:
             c = model_config({"family": family, "size": size}, vocab=65, length=16)
             for path, info in models.abstract_params(c).items():

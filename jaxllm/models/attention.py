@@ -11,7 +11,15 @@ from jaxllm.config import ConfigError
 from jaxllm.models import lsh, splash
 from jaxllm.models.blocks import blocks
 from jaxllm.models.distance import Sinusoids
-from jaxllm.models.layers import Norm, Projection, keep, rotate, rotate_by_product, softcap
+from jaxllm.models.layers import (
+    HeadsNorm,
+    Norm,
+    Projection,
+    keep,
+    rotate,
+    rotate_by_product,
+    softcap,
+)
 from jaxllm.sharding import wire
 
 
@@ -203,6 +211,13 @@ def _lacks(c, name, length, devices):
     return ""
 
 
+def _norm_of_heads(c, heads, letter, rngs):
+    """The norm of queries or keys, or None."""
+    if c.qk_norm_whole:
+        return HeadsNorm(c, heads, letter, rngs=rngs)
+    return Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
+
+
 class Attention(nnx.Module):
     """Grouped-query attention: each key head serves G = N / K query heads.
 
@@ -224,9 +239,9 @@ class Attention(nnx.Module):
         # Small at the start, so that the sum over 2 L branches keeps the size of its parts.
         std = (c.heads * c.head_width * 2 * c.layers) ** -0.5
         self.o = Projection("BTNH,NHD->BTD", sizes, bias=c.out_bias, std=std, sums=True, **keywords)
-        self.q_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if c.qk_norm else None
-        norms_keys = c.qk_norm and self.k is not None
-        self.k_norm = Norm(c, c.head_width, "H", kind="rms", rngs=rngs) if norms_keys else None
+        self.q_norm = _norm_of_heads(c, c.heads, "N", rngs)
+        self.k_norm = None if self.k is None else _norm_of_heads(c, c.kv_heads, "K", rngs)
+        self.norms_whole = c.qk_norm_whole
         sinusoids = c.position == "sinusoids" and not cross
         self.distance = Sinusoids(c, rngs=rngs) if sinusoids else None
         self.rotate = rotate_by_product if c.products == "direct" else rotate
@@ -252,16 +267,19 @@ class Attention(nnx.Module):
         Returns:
             (output [B, T / tensor, D], cache with the new keys and values, or None).
         """
-        q_BTNH = self.q(x_BTD)
+        q_BTNH, source_BSD = self.q(x_BTD), x_BTD if memory_BSD is None else memory_BSD
         only = self._key_heads(q_BTNH.shape[2])
         if self.q_norm is not None:
             q_BTNH = self.q_norm(q_BTNH)
         if self.k is None:
             k_BSKH = lsh.keys_of(q_BTNH)
         else:
-            k_BSKH = self.k(x_BTD if memory_BSD is None else memory_BSD, only)
+            # Normed together, key heads are all needed where this device has the weights of all.
+            k_BSKH = self.k(source_BSD, None if self.norms_whole else only)
             k_BSKH = k_BSKH if self.k_norm is None else self.k_norm(k_BSKH)
-        v_BSKH = self.v(x_BTD if memory_BSD is None else memory_BSD, only)
+            if self.norms_whole and only:
+                k_BSKH = jax.lax.dynamic_slice_in_dim(k_BSKH, *only, axis=2)
+        v_BSKH = self.v(source_BSD, only)
         if self.distance is not None:
             q_BTNH, bias = self.distance(q_BTNH, bias)
             bias = bias * self.scale

@@ -66,11 +66,12 @@ class Block(nnx.Module):
         elif c.moe_every == 1:
             self.moe = Moe(c, rngs=rngs)
         self.place, self.parallel, self.rate = c.norm_place, c.parallel, c.dropout
-        self.attn_norm = Norm(c, c.width, "D", rngs=rngs)
-        two, around = not c.parallel, c.norm_place == "around"
-        self.mlp_norm = Norm(c, c.width, "D", rngs=rngs) if two else None
-        self.attn_out_norm = Norm(c, c.width, "D", rngs=rngs) if around else None
-        self.mlp_out_norm = Norm(c, c.width, "D", rngs=rngs) if two and around else None
+        two, before = not c.parallel, c.norm_place != "out"
+        after = c.norm_place in ("around", "out")
+        self.attn_norm = Norm(c, c.width, "D", rngs=rngs) if before else None
+        self.mlp_norm = Norm(c, c.width, "D", rngs=rngs) if two and before else None
+        self.attn_out_norm = Norm(c, c.width, "D", rngs=rngs) if after else None
+        self.mlp_out_norm = Norm(c, c.width, "D", rngs=rngs) if two and after else None
 
     def __call__(self, x_BTD, context, *, windowed, sparse, key, cache):
         """Returns (x of the next layer, cache or None, sums of the router's losses).
@@ -125,7 +126,7 @@ class Block(nnx.Module):
             if self.cross is not None:
                 x_BTD = self.cross_norm(x_BTD + look(x_BTD))
             return self.mlp_norm(x_BTD + feed(x_BTD)), new, losses
-        h_BTD = self.attn_norm(x_BTD)
+        h_BTD = x_BTD if self.attn_norm is None else self.attn_norm(x_BTD)
         y_BTD, new = attend(h_BTD)
         if self.parallel:  # x + attention(norm(x)) + mlp(norm(x)): one norm serves both
             y_BTD = y_BTD + feed(h_BTD)
@@ -135,6 +136,6 @@ class Block(nnx.Module):
         x_BTD = keep(x_BTD + y_BTD)
         if self.cross is not None:
             x_BTD = keep(x_BTD + look(self.cross_norm(x_BTD)))
-        y_BTD = feed(self.mlp_norm(x_BTD))
+        y_BTD = feed(x_BTD if self.mlp_norm is None else self.mlp_norm(x_BTD))
         y_BTD = y_BTD if self.mlp_out_norm is None else self.mlp_out_norm(y_BTD)
         return x_BTD + y_BTD, new, losses

@@ -7,10 +7,10 @@ from jaxllm.config import ConfigError, near
 
 CHOICES = {
     "norm": ("rms", "layer"),
-    "norm_place": ("pre", "post", "around"),
+    "norm_place": ("pre", "post", "around", "out"),
     "assembly": ("decoder", "encoder", "encoder_decoder"),
     "position": ("rope", "learned", "none", "buckets", "sinusoids"),
-    "rope_scaling": ("none", "linear", "llama3"),
+    "rope_scaling": ("none", "linear", "llama3", "yarn", "longrope"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
     "dtype": ("float32", "bfloat16", "float16"),
     "remat": ("none", "dots", "light", "full", "offload"),
@@ -25,6 +25,7 @@ NOT_NEGATIVE = (
     "rope_local_base",
     "rope_fraction",
     "rope_factor",
+    "rope_attention",
     "query_scale",
     "window",
     "window_first",
@@ -67,7 +68,8 @@ class ModelConfig:
     positions: int = 0  # longest sequence in tokens; 0: config.data.length
 
     norm: str = "rms"  # rms, layer
-    norm_place: str = "pre"  # pre, post (after the sum), around (both sides of each part)
+    # pre, post (after the sum), around (both sides of each part), out (of each part's output)
+    norm_place: str = "pre"
     norm_eps: float = 1e-6
     norm_bias: bool = False  # layer norm only
     norm_plus_one: bool = False  # multiply by 1 + w (Gemma)
@@ -83,17 +85,21 @@ class ModelConfig:
     rope_base: float = 10_000.0
     rope_local_base: float = 0.0  # base in windowed layers (Gemma 3); 0: rope_base
     rope_fraction: float = 1.0  # of each head that is rotated (Phi-2: 0.4)
-    rope_scaling: str = "none"  # none, linear, llama3; global layers only
+    rope_scaling: str = "none"  # none, linear, llama3, yarn, longrope; global layers only
     rope_factor: float = 1.0  # how far positions are stretched
-    rope_low_factor: float = 1.0  # llama3: wavelengths above original / low are stretched
-    rope_high_factor: float = 4.0  # llama3: wavelengths below original / high are kept
-    rope_original: int = 8192  # llama3: positions it was trained on
+    rope_low_factor: float = 1.0  # llama3, yarn: wavelengths above original / low are stretched
+    rope_high_factor: float = 4.0  # llama3, yarn: wavelengths below original / high are kept
+    rope_original: int = 8192  # llama3, yarn, longrope: positions it was trained on
+    rope_short: tuple = ()  # longrope: divides each frequency, in rows up to rope_original
+    rope_long: tuple = ()  # longrope: the same, in longer rows
+    rope_attention: float = 1.0  # yarn, longrope: multiplies cosines and sines
 
     qkv_bias: bool = False
     out_bias: bool = False  # of the attention output
     mlp_bias: bool = False
     head_bias: bool = False
     qk_norm: bool = False  # RMS norm of each query and key head (Qwen 3, Gemma 3)
+    qk_norm_whole: bool = False  # of all heads of a token together (OLMo 2)
     query_scale: float = 0.0  # multiplies q·k; 0: head_width ** -0.5
     window: int = 0  # keys a windowed layer sees, itself included; 0: all
     window_first: int = 0  # tokens at a document's start that windowed layers see besides
@@ -170,6 +176,57 @@ class ModelConfig:
 
 
 FIELDS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+
+
+# How a model is trained and computed, which its function does not depend on.
+HOW = (
+    *("dropout", "attention", "remat", "unroll", "pipeline_pieces", "pipeline_rounds"),
+    *("products", "dtype", "balance_loss", "router_z_loss"),
+)
+# Fields that mean nothing where another one is off.
+_PARTS = {
+    "window": ("window_first", "global_every", "rope_local_base"),
+    "experts": (
+        *("experts_per_token", "expert_width", "moe_every", "shared_experts", "capacity"),
+        "router_norm",
+    ),
+}
+_ROPE = {
+    "none": (),
+    "linear": ("rope_factor",),
+    "llama3": ("rope_factor", "rope_low_factor", "rope_high_factor", "rope_original"),
+    "yarn": (
+        *("rope_factor", "rope_low_factor", "rope_high_factor", "rope_original"),
+        "rope_attention",
+    ),
+    "longrope": ("rope_original", "rope_short", "rope_long", "rope_attention"),
+}
+
+
+def meaning(c):
+    """Returns {field: value} of all that the function and the parameters of a model depend on."""
+    found = {name: value for name, value in vars(c).items() if name not in HOW}
+    off = [name for part, names in _PARTS.items() if not getattr(c, part) for name in names]
+    off += set(sum(_ROPE.values(), ())) - set(_ROPE[c.rope_scaling])
+    if c.position != "learned":
+        off.append("positions")
+    if c.position != "rope":
+        off += [name for name in found if name.startswith("rope_")]
+    return {name: value for name, value in found.items() if name not in off}
+
+
+def differences(a, b):
+    """Returns [(field, value in a, value in b)] where two models are not the same function."""
+    a, b = meaning(a), meaning(b)
+    names = [name for name in FIELDS if name in a or name in b]
+    pairs = [(name, a.get(name, "-"), b.get(name, "-")) for name in names]
+    return [(name, x, y) for name, x, y in pairs if x != y and not _close(x, y)]
+
+
+def _close(x, y):
+    """Whether two numbers are the same but for rounding, such as of 144 ** -0.5."""
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (x, y))
+    return numbers and math.isclose(x, y, rel_tol=1e-9)
 
 
 def resolve(values, *, vocab, length):
@@ -275,6 +332,7 @@ def _check(c, values, vocab, length):
             f"an odd number of dimensions ({int(c.head_width * c.rope_fraction)}).\n"
             f"  Try --config.model.head_width={c.head_width + 1}."
         )
+    _check_stretch(c)
     if not 0 <= c.dropout < 1:
         raise ConfigError(
             f"config.model.dropout={c.dropout} must be in [0, 1).\n"
@@ -283,6 +341,31 @@ def _check(c, values, vocab, length):
     if c.norm == "rms" and c.norm_bias:
         raise ConfigError(
             "config.model.norm_bias=True needs norm='layer'.\n  Try --config.model.norm=layer."
+        )
+
+
+def _check_stretch(c):
+    """Raises ConfigError for stretched positions that lack what they need."""
+    pairs = int(c.head_width * c.rope_fraction) // 2
+    for name in ("rope_short", "rope_long") if c.rope_scaling == "longrope" else ():
+        factors = getattr(c, name)
+        good = [isinstance(f, int | float) and 0 < f < math.inf for f in factors]
+        if len(good) != pairs or not all(good):
+            raise ConfigError(
+                f"config.model.{name} has {len(good)} factors; rope_scaling='longrope' needs "
+                f"{pairs}, a positive number for each rotated pair of a head's "
+                "dimensions.\n  Try --config.model.rope_scaling=none."
+            )
+    if c.rope_scaling == "yarn" and not 0 < c.rope_low_factor < c.rope_high_factor:
+        raise ConfigError(
+            f"config.model.rope_low_factor={c.rope_low_factor} must be above 0 and below "
+            f"rope_high_factor={c.rope_high_factor}.\n  Try --config.model.rope_low_factor=1.0 "
+            "--config.model.rope_high_factor=32.0."
+        )
+    if c.qk_norm and c.qk_norm_whole:
+        raise ConfigError(
+            "config.model.qk_norm and qk_norm_whole are both True: heads are normed one by one or "
+            "together.\n  Try --config.model.qk_norm=false."
         )
 
 

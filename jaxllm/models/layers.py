@@ -130,12 +130,39 @@ class Norm(nnx.Module):
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
-def rope_frequencies(c, *, windowed):
+class HeadsNorm(nnx.Module):
+    """RMS norm over all heads of a token together (OLMo 2, arXiv:2501.00656, section 3.1)."""
+
+    def __init__(self, c, heads, letter, *, rngs):
+        self.eps, self.heads = c.norm_eps, heads
+        axes = (AXIS_OF_LETTER[letter], AXIS_OF_LETTER["H"])
+        self.scale = make_param(ONES, rngs.params(), (heads, c.head_width), axes)
+
+    def __call__(self, x_BTNH):
+        """Returns x normalised, in its dtype; heads may be split over `tensor`."""
+        y_BTNH = x_BTNH.astype(jnp.float32)
+        sum_BT11 = jnp.sum(jnp.square(y_BTNH), axis=(-2, -1), keepdims=True)
+        if x_BTNH.shape[-2] < self.heads:
+            sum_BT11 = wire.sum_heads(sum_BT11)
+        mean_BT11 = sum_BT11 / (self.heads * x_BTNH.shape[-1])
+        y_BTNH = y_BTNH * jax.lax.rsqrt(mean_BT11 + self.eps) * self.scale[...]
+        return y_BTNH.astype(x_BTNH.dtype)
+
+
+def rope_frequencies(c, *, windowed, length=0):
     """Radians a position for each rotated pair, float32[rotated / 2].
 
     Windowed layers use `rope_local_base` and are never stretched (Gemma 3 report, section 2).
     Scaling "linear" divides positions by `rope_factor` (Chen et al. 2023, arXiv:2306.15595);
-    "llama3" divides only long wavelengths, with a ramp between (Llama 3.1 model card).
+    "llama3" divides only long wavelengths, with a ramp between (Llama 3.1 model card); "yarn" does
+    so with a ramp over the pairs (Peng et al. 2023, arXiv:2309.00071, section 3.2); "longrope"
+    divides each pair's by its own factor, another one in rows of more than `rope_original` tokens
+    (Ding et al. 2024, arXiv:2402.13753; Phi-3 report).
+
+    Args:
+        c: the model's configuration.
+        windowed: whether of windowed layers.
+        length: tokens that a row, or the cache of a row, has room for.
     """
     rotated = int(c.head_width * c.rope_fraction)
     base = c.rope_local_base if windowed else c.rope_base
@@ -144,16 +171,39 @@ def rope_frequencies(c, *, windowed):
         return frequency
     if c.rope_scaling == "linear":
         return frequency / c.rope_factor
+    if c.rope_scaling == "longrope":
+        factors = c.rope_long if length > c.rope_original else c.rope_short
+        return frequency / jnp.asarray(factors, jnp.float32)
+    if c.rope_scaling == "yarn":
+        kept = _yarn_kept(c, base, rotated)
+        return frequency * (kept + (1 - kept) / c.rope_factor)
     turns = c.rope_original * frequency / (2 * jnp.pi)  # over the original positions
     ramp = (turns - c.rope_low_factor) / (c.rope_high_factor - c.rope_low_factor)
     kept = jnp.clip(ramp, 0.0, 1.0)
     return frequency * (kept + (1 - kept) / c.rope_factor)
 
 
-def rope_angles(c, position_BT, *, windowed):
-    """Returns (cos, sin) of every rotated pair, float32[B, T, rotated / 2]."""
-    angle = position_BT[..., None].astype(jnp.float32) * rope_frequencies(c, windowed=windowed)
-    return jnp.cos(angle), jnp.sin(angle)
+def _yarn_kept(c, base, rotated):
+    """How much of each pair's frequency YaRN keeps, from 1 (short wavelengths) to 0."""
+
+    def pair_of(turns):  # that turns so often over the original positions
+        return rotated * math.log(c.rope_original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_of(c.rope_high_factor)), 0)
+    high = min(math.ceil(pair_of(c.rope_low_factor)), rotated - 1)
+    ramp = (jnp.arange(rotated // 2, dtype=jnp.float32) - low) / max(high - low, 0.001)
+    return 1 - jnp.clip(ramp, 0.0, 1.0)
+
+
+def rope_angles(c, position_BT, *, windowed, length=0):
+    """Returns (cos, sin) of every rotated pair, float32[B, T, rotated / 2].
+
+    Arguments as of `rope_frequencies`.
+    """
+    frequency = rope_frequencies(c, windowed=windowed, length=length)
+    angle = position_BT[..., None].astype(jnp.float32) * frequency
+    size = 1.0 if windowed else c.rope_attention
+    return jnp.cos(angle) * size, jnp.sin(angle) * size
 
 
 def rotate(x_BTNH, angles):

@@ -162,10 +162,13 @@ class Stack(nnx.Module):
         c, T = self.c, batch["tokens"].shape[1]
         position_BT, segment_BT = wire.join(batch["position"]), wire.join(batch["segment"])
         angles = {False: None, True: None}
+        # What a row has room for, not what stands in it: keys in a cache keep their angles.
+        length = position_BT.shape[1] * wire.size("seq")
+        length = length if cache is None else cache["segment"].shape[1]
         if c.position == "rope":
             kinds = {c.is_windowed(layer) for layer in range(c.layers)}
             for windowed in kinds:
-                angles[windowed] = rope_angles(c, position_BT, windowed=windowed)
+                angles[windowed] = rope_angles(c, position_BT, windowed=windowed, length=length)
         index_BT, at = batch["index"], None
         if cache is None:
             whole_BT = key_BS = wire.join(index_BT)

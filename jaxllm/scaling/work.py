@@ -112,10 +112,10 @@ def _recomputed(c, remat, path):
         return float(remat in ("full", "dots") or (remat == "light" and name == "down"))
     if remat in ("none", "dots"):
         return 0.0
-    normed_after = c.norm_place in ("around", "post")
+    normed_after = c.norm_place in ("around", "post", "out")
     if remat == "light":
-        of_norm = {"q", "k"} if c.qk_norm else set()
-        of_norm |= {"o", "down"} if c.norm_place == "around" else set()
+        of_norm = {"q", "k"} if c.qk_norm or c.qk_norm_whole else set()
+        of_norm |= {"o", "down"} if c.norm_place in ("around", "out") else set()
         return float(name in of_norm or name == "router")
     # The layer's last products are for the next layer, which has its own copy.
     last = {"down"} | ({"o"} if c.parallel else set())

@@ -33,6 +33,11 @@ def sum_parts(x, axis=1):
     return jax.lax.psum_scatter(x, "tensor", scatter_dimension=axis, tiled=True)
 
 
+def sum_heads(tree):
+    """Adds up over `tensor`, so over the heads of all its devices."""
+    return jax.lax.psum(tree, "tensor") if size("tensor") > 1 else tree
+
+
 def own_part(x, axis=1):
     """Returns this device's part over `tensor` of what each of them has whole; no gradient."""
     x, parts = jax.lax.stop_gradient(x), size("tensor")

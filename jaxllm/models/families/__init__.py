@@ -15,41 +15,77 @@ from jaxllm.models.families.bert import (
 from jaxllm.models.families.gemma import (
     GEMMA,
     GEMMA2,
+    GEMMA2_NAMES,
     GEMMA2_SIZES,
     GEMMA3,
+    GEMMA3_NAMES,
     GEMMA3_SIZES,
+    GEMMA_NAMES,
     GEMMA_SIZES,
 )
-from jaxllm.models.families.gpt2 import GPT2, GPT2_SIZES
-from jaxllm.models.families.llama import LLAMA, LLAMA_SIZES, MISTRAL, MISTRAL_SIZES
-from jaxllm.models.families.moe import MIXTRAL, MIXTRAL_SIZES, SWITCH, SWITCH_SIZES
+from jaxllm.models.families.gpt2 import GPT2, GPT2_NAMES, GPT2_SIZES
+from jaxllm.models.families.llama import (
+    LLAMA,
+    LLAMA_NAMES,
+    LLAMA_SIZES,
+    MISTRAL,
+    MISTRAL_SIZES,
+)
+from jaxllm.models.families.moe import (
+    MIXTRAL,
+    MIXTRAL_NAMES,
+    MIXTRAL_SIZES,
+    QWEN3_MOE,
+    QWEN3_MOE_NAMES,
+    QWEN3_MOE_SIZES,
+    SWITCH,
+    SWITCH_SIZES,
+)
+from jaxllm.models.families.olmo import OLMO2, OLMO2_NAMES, OLMO2_SIZES
 from jaxllm.models.families.palm import PALM, PALM_SIZES
-from jaxllm.models.families.phi import PHI2, PHI2_SIZES, PHI3, PHI3_SIZES
+from jaxllm.models.families.phi import (
+    PHI2,
+    PHI2_NAMES,
+    PHI2_SIZES,
+    PHI3,
+    PHI3_NAMES,
+    PHI3_SIZES,
+)
 from jaxllm.models.families.qwen import QWEN2, QWEN2_SIZES, QWEN3, QWEN3_SIZES
 from jaxllm.models.families.t5 import BART, BART_SIZES, T5, T5_SIZES, T5V1_1, T5V1_1_SIZES
+from jaxllm.models.weights.names import Names
 
 
 class Family(NamedTuple):
-    """Fields of ModelConfig: `shared` by all sizes, and {size: fields} over them."""
+    """A family of models.
+
+    Attributes:
+        shared: fields of ModelConfig that all sizes have.
+        sizes: {size: fields over those}.
+        names: `weights.names.Names` of its files; None where nobody publishes any.
+    """
 
     shared: dict
     sizes: dict
+    names: Names | None = None
 
 
 FAMILIES = {
-    "gpt2": Family(GPT2, GPT2_SIZES),
+    "gpt2": Family(GPT2, GPT2_SIZES, GPT2_NAMES),
     "palm": Family(PALM, PALM_SIZES),
-    "llama": Family(LLAMA, LLAMA_SIZES),
-    "mistral": Family(MISTRAL, MISTRAL_SIZES),
-    "mixtral": Family(MIXTRAL, MIXTRAL_SIZES),
+    "llama": Family(LLAMA, LLAMA_SIZES, LLAMA_NAMES),
+    "mistral": Family(MISTRAL, MISTRAL_SIZES, LLAMA_NAMES),
+    "mixtral": Family(MIXTRAL, MIXTRAL_SIZES, MIXTRAL_NAMES),
     "switch": Family(SWITCH, SWITCH_SIZES),
-    "qwen2": Family(QWEN2, QWEN2_SIZES),
-    "qwen3": Family(QWEN3, QWEN3_SIZES),
-    "gemma": Family(GEMMA, GEMMA_SIZES),
-    "gemma2": Family(GEMMA2, GEMMA2_SIZES),
-    "gemma3": Family(GEMMA3, GEMMA3_SIZES),
-    "phi2": Family(PHI2, PHI2_SIZES),
-    "phi3": Family(PHI3, PHI3_SIZES),
+    "qwen2": Family(QWEN2, QWEN2_SIZES, LLAMA_NAMES),
+    "qwen3": Family(QWEN3, QWEN3_SIZES, LLAMA_NAMES),
+    "qwen3_moe": Family(QWEN3_MOE, QWEN3_MOE_SIZES, QWEN3_MOE_NAMES),
+    "gemma": Family(GEMMA, GEMMA_SIZES, GEMMA_NAMES),
+    "gemma2": Family(GEMMA2, GEMMA2_SIZES, GEMMA2_NAMES),
+    "gemma3": Family(GEMMA3, GEMMA3_SIZES, GEMMA3_NAMES),
+    "phi2": Family(PHI2, PHI2_SIZES, PHI2_NAMES),
+    "phi3": Family(PHI3, PHI3_SIZES, PHI3_NAMES),
+    "olmo2": Family(OLMO2, OLMO2_SIZES, OLMO2_NAMES),
     "bert": Family(BERT, BERT_SIZES),
     "roberta": Family(ROBERTA, ROBERTA_SIZES),
     "xlnet": Family(XLNET, XLNET_SIZES),
@@ -81,7 +117,7 @@ def model_config(section, *, vocab, length):
             f"config.model.family={family!r} is unknown.{near(family, FAMILIES)} "
             f"Known: {', '.join(FAMILIES)}.\n  Try --config.model.family=llama."
         )
-    shared, sizes = FAMILIES[family]
+    shared, sizes, _ = FAMILIES[family]
     if size and size not in sizes:
         raise ConfigError(
             f"config.model.size={size!r} is unknown for family {family!r}.{near(size, sizes)} "

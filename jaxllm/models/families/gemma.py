@@ -3,6 +3,8 @@
 Sources: arXiv:2403.08295, 2408.00118, 2503.19786.
 """
 
+from jaxllm.models.families import llama
+
 GEMMA = dict(
     norm="rms",
     norm_eps=1e-6,
@@ -68,3 +70,21 @@ GEMMA3_SIZES = {
     "12b": _gemma3(48, 3840, 16, 8, 15360),
     "27b": _gemma3(62, 5376, 32, 16, 21504, head_width=128, query_scale=168**-0.5),
 }
+
+GEMMA_NAMES = llama.LLAMA_NAMES
+
+_NAMES = llama.names(
+    *llama.norm("input_layernorm", "attn_norm"),
+    *llama.norm("post_attention_layernorm", "attn_out_norm"),
+    *llama.norm("pre_feedforward_layernorm", "mlp_norm"),
+    *llama.norm("post_feedforward_layernorm", "mlp_out_norm"),
+    *llama.ATTENTION,
+    *llama.MLP,
+)
+GEMMA2_NAMES = _NAMES
+# Larger files of Gemma 3 hold a model of pictures besides, which is left where it is.
+GEMMA3_NAMES = _NAMES._replace(
+    prefixes=("model.", "language_model.model.", "model.language_model.", ""),
+    ignored=(*_NAMES.ignored, r"(model\.)?(vision_tower|multi_modal_projector)\..*"),
+    copies=(*_NAMES.copies, ("language_model.lm_head.weight", "{prefix}embed_tokens.weight")),
+)

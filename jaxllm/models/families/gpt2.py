@@ -1,5 +1,7 @@
 """GPT-2 (Radford et al. 2019): learned positions, layer norm, GELU, biases, tied."""
 
+from jaxllm.models.weights.names import FLAT, IN_OUT, OUT_IN, SAME, Entry, Names
+
 GPT2 = dict(
     vocab=50257,
     positions=1024,
@@ -26,3 +28,38 @@ GPT2_SIZES = {
     "large": _size(36, 1280, 20),
     "xl": _size(48, 1600, 25),
 }
+
+_LAYER = "{prefix}h.{layer}."
+
+
+def _conv1d(theirs, *ours):
+    return (
+        Entry(f"{_LAYER}{theirs}.weight", tuple(f"layers/{path}/w" for path in ours), IN_OUT),
+        Entry(f"{_LAYER}{theirs}.bias", tuple(f"layers/{path}/b" for path in ours), FLAT),
+    )
+
+
+def _norm(theirs, ours):
+    return (
+        Entry(f"{{prefix}}{theirs}.weight", (f"{ours}/scale",), FLAT),
+        Entry(f"{{prefix}}{theirs}.bias", (f"{ours}/bias",), FLAT),
+    )
+
+
+GPT2_NAMES = Names(
+    (
+        Entry("{prefix}wte.weight", ("embed",), SAME),
+        Entry("{prefix}wpe.weight", ("position",), SAME),
+        *_norm("h.{layer}.ln_1", "layers/attn_norm"),
+        *_conv1d("attn.c_attn", "attn/q", "attn/k", "attn/v"),
+        *_conv1d("attn.c_proj", "attn/o"),
+        *_norm("h.{layer}.ln_2", "layers/mlp_norm"),
+        *_conv1d("mlp.c_fc", "mlp/up"),
+        *_conv1d("mlp.c_proj", "mlp/down"),
+        *_norm("ln_f", "final_norm"),
+        Entry("lm_head.weight", ("head/w",), OUT_IN),
+    ),
+    prefixes=("transformer.", ""),
+    copies=(("lm_head.weight", "{prefix}wte.weight"),),
+    ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # masks
+)

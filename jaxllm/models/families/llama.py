@@ -3,6 +3,8 @@
 Sources: arXiv:2302.13971, 2307.09288, 2407.21783, 2310.06825, 2502.02737.
 """
 
+from jaxllm.models.weights.names import FLAT, OUT_IN, SAME, Entry, Names
+
 LLAMA = dict(norm="rms", norm_eps=1e-6, position="rope", activation="silu", gated=True)
 
 
@@ -65,6 +67,63 @@ LLAMA_SIZES = {
         24, 2048, 32, 8192, vocab=49152, positions=8192, rope_base=1.3e5, norm_eps=1e-5, tied=True
     ),
 }
+
+LAYER, OURS = "{prefix}layers.{layer}.", "layers/"
+
+
+def linear(theirs, *ours):
+    """Entries of a matrix of each layer and of its bias, where there is one."""
+    paths = [OURS + path for path in ours]
+    return (
+        Entry(f"{LAYER}{theirs}.weight", tuple(f"{path}/w" for path in paths), OUT_IN),
+        Entry(f"{LAYER}{theirs}.bias", tuple(f"{path}/b" for path in paths), FLAT),
+    )
+
+
+def norm(theirs, ours):
+    """Entries of a norm of each layer, whose bias some have."""
+    return (
+        Entry(f"{LAYER}{theirs}.weight", (f"{OURS}{ours}/scale",), FLAT),
+        Entry(f"{LAYER}{theirs}.bias", (f"{OURS}{ours}/bias",), FLAT),
+    )
+
+
+# Queries, keys and values, the output, and the norms of queries and keys that some have.
+ATTENTION = (
+    *linear("self_attn.q_proj", "attn/q"),
+    *linear("self_attn.k_proj", "attn/k"),
+    *linear("self_attn.v_proj", "attn/v"),
+    *linear("self_attn.o_proj", "attn/o"),
+    *norm("self_attn.q_norm", "attn/q_norm"),
+    *norm("self_attn.k_norm", "attn/k_norm"),
+)
+MLP = (
+    *linear("mlp.gate_proj", "mlp/gate"),
+    *linear("mlp.up_proj", "mlp/up"),
+    *linear("mlp.down_proj", "mlp/down"),
+)
+NORMS = (
+    *norm("input_layernorm", "attn_norm"),
+    *norm("post_attention_layernorm", "mlp_norm"),
+)
+ENDS = (
+    Entry("{prefix}embed_tokens.weight", ("embed",), SAME),
+    Entry("{prefix}norm.weight", ("final_norm/scale",), FLAT),
+    Entry("lm_head.weight", ("head/w",), OUT_IN),
+)
+
+
+def names(*entries):
+    """The table of a family whose files are laid out as Llama's."""
+    return Names(
+        (*ENDS, *entries),
+        prefixes=("model.", ""),
+        copies=(("lm_head.weight", "{prefix}embed_tokens.weight"),),
+        ignored=(r".*rotary_emb\.inv_freq",),  # in files of before 2023
+    )
+
+
+LLAMA_NAMES = names(*NORMS, *ATTENTION, *MLP)
 
 MISTRAL = dict(LLAMA, norm_eps=1e-5, vocab=32000, positions=32768)
 

@@ -3,6 +3,9 @@
 Sources: Javaheripi et al. 2023 (Phi-2), arXiv:2404.14219.
 """
 
+from jaxllm.models.families import llama
+from jaxllm.models.weights.names import FLAT, OUT_IN, SAME, Entry, Names
+
 PHI2 = dict(
     norm="layer",
     norm_bias=True,
@@ -42,3 +45,29 @@ PHI3_SIZES = {
     "3.5-mini": dict(layers=32, width=3072, heads=32, mlp_width=8192),
     "medium": dict(layers=40, width=5120, heads=40, kv_heads=10, mlp_width=17920, window=2047),
 }
+
+PHI2_NAMES = Names(
+    (
+        Entry("{prefix}embed_tokens.weight", ("embed",), SAME),
+        *llama.norm("input_layernorm", "attn_norm"),
+        *llama.linear("self_attn.q_proj", "attn/q"),
+        *llama.linear("self_attn.k_proj", "attn/k"),
+        *llama.linear("self_attn.v_proj", "attn/v"),
+        *llama.linear("self_attn.dense", "attn/o"),
+        *llama.linear("mlp.fc1", "mlp/up"),
+        *llama.linear("mlp.fc2", "mlp/down"),
+        Entry("{prefix}final_layernorm.weight", ("final_norm/scale",), FLAT),
+        Entry("{prefix}final_layernorm.bias", ("final_norm/bias",), FLAT),
+        Entry("lm_head.weight", ("head/w",), OUT_IN),
+        Entry("lm_head.bias", ("head/b",), FLAT),
+    ),
+    prefixes=("model.",),
+)
+
+PHI3_NAMES = llama.names(
+    *llama.NORMS,
+    *llama.linear("self_attn.qkv_proj", "attn/q", "attn/k", "attn/v"),
+    *llama.linear("self_attn.o_proj", "attn/o"),
+    *llama.linear("mlp.gate_up_proj", "mlp/gate", "mlp/up"),
+    *llama.linear("mlp.down_proj", "mlp/down"),
+)
