@@ -1,5 +1,6 @@
 """Model families as tables: what all sizes share, and each size."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxllm.config import ConfigError, near
@@ -11,6 +12,8 @@ from jaxllm.models.families.bert import (
     ROBERTA_SIZES,
     XLNET,
     XLNET_SIZES,
+    bert_names,
+    roberta_names,
 )
 from jaxllm.models.families.gemma import (
     GEMMA,
@@ -52,7 +55,16 @@ from jaxllm.models.families.phi import (
     PHI3_SIZES,
 )
 from jaxllm.models.families.qwen import QWEN2, QWEN2_SIZES, QWEN3, QWEN3_SIZES
-from jaxllm.models.families.t5 import BART, BART_SIZES, T5, T5_SIZES, T5V1_1, T5V1_1_SIZES
+from jaxllm.models.families.t5 import (
+    BART,
+    BART_SIZES,
+    T5,
+    T5_SIZES,
+    T5V1_1,
+    T5V1_1_SIZES,
+    bart_names,
+    t5_names,
+)
 from jaxllm.models.weights.names import Names
 
 
@@ -62,12 +74,13 @@ class Family(NamedTuple):
     Attributes:
         shared: fields of ModelConfig that all sizes have.
         sizes: {size: fields over those}.
-        names: `weights.names.Names` of its files; None where nobody publishes any.
+        names: `weights.names.Names` of its files, or a function from a ModelConfig to them; None
+            where nobody publishes any.
     """
 
     shared: dict
     sizes: dict
-    names: Names | None = None
+    names: Names | Callable | None = None
 
 
 FAMILIES = {
@@ -86,13 +99,20 @@ FAMILIES = {
     "phi2": Family(PHI2, PHI2_SIZES, PHI2_NAMES),
     "phi3": Family(PHI3, PHI3_SIZES, PHI3_NAMES),
     "olmo2": Family(OLMO2, OLMO2_SIZES, OLMO2_NAMES),
-    "bert": Family(BERT, BERT_SIZES),
-    "roberta": Family(ROBERTA, ROBERTA_SIZES),
+    "bert": Family(BERT, BERT_SIZES, bert_names),
+    "roberta": Family(ROBERTA, ROBERTA_SIZES, roberta_names),
     "xlnet": Family(XLNET, XLNET_SIZES),
-    "t5": Family(T5, T5_SIZES),
-    "t5v1.1": Family(T5V1_1, T5V1_1_SIZES),
-    "bart": Family(BART, BART_SIZES),
+    "t5": Family(T5, T5_SIZES, t5_names),
+    "t5v1.1": Family(T5V1_1, T5V1_1_SIZES, t5_names),
+    "bart": Family(BART, BART_SIZES, bart_names),
 }
+
+
+def names_of(family, c):
+    """Returns the `weights.names.Names` of a family's files for a model, or None."""
+    table = FAMILIES[family].names if family in FAMILIES else None
+    return table(c) if callable(table) else table
+
 
 # A family without a size is an architecture: its sizes are up to the config.
 NAMED_SIZE = ("vocab", "positions", "head_width")

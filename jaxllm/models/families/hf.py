@@ -1,18 +1,8 @@
 """From a Hugging Face config.json to fields of ModelConfig."""
 
 from jaxllm.config import ConfigError, near
-from jaxllm.models.families import hf_rope
-
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu2",
-}
+from jaxllm.models.families import hf_rope, hf_stacks
+from jaxllm.models.families.activations import ACTIVATIONS
 
 # Names of a field, the first that a file has: {ours: (theirs, …)}. Those without a default must be.
 _NEEDED = {
@@ -158,12 +148,14 @@ def from_hf(data, strict=False):
         ConfigError: another architecture, or a field that is missing or of the wrong type.
     """
     data = text_part(data)
-    kind = data.get("model_type")
-    if not isinstance(kind, str) or kind not in TYPES:
+    kind, known = data.get("model_type"), [*TYPES, *hf_stacks.READERS]
+    if not isinstance(kind, str) or kind not in known:
         raise ConfigError(
-            f"model_type={kind!r} has no counterpart here.{near(str(kind), TYPES)} "
-            f"Known: {', '.join(TYPES)}."
+            f"model_type={kind!r} has no counterpart here.{near(str(kind), known)} "
+            f"Known: {', '.join(known)}."
         )
+    if kind in hf_stacks.READERS:
+        return hf_stacks.read(data, strict, HARMLESS), []
     if strict:
         _check_fields(kind, data)
     family, defaults = TYPES[kind]

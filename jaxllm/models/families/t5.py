@@ -3,6 +3,8 @@
 Sources: arXiv:1910.10683, 2002.05202 (1.1's gated MLP), 2210.11416, 1910.13461.
 """
 
+from jaxllm.models.weights.names import FLAT, OUT_IN, ROW, SAME, Entry, Names
+
 T5 = dict(
     assembly="encoder_decoder",
     norm="rms",
@@ -67,3 +69,86 @@ BART_SIZES = {
     "base": _size(6, 768, 12, 3072),
     "large": _size(12, 1024, 16, 4096),
 }
+
+
+def _parts(stack, theirs, where, names):
+    """Entries of the projections of a part: {ours: theirs}."""
+    return tuple(
+        Entry(f"{where}.{name}.weight", (f"{stack}layers/{theirs}/{ours}/w",), OUT_IN)
+        for ours, name in names.items()
+    )
+
+
+def _t5_stack(c, ours, theirs):
+    block, last = theirs + ".block.{layer}.layer.", 2 if theirs == "decoder" else 1
+    heads = dict(q="q", k="k", v="v", o="o")
+    mlp = dict(gate="wi_0", up="wi_1", down="wo") if c.gated else dict(up="wi", down="wo")
+    entries = (
+        Entry(f"{theirs}.final_layer_norm.weight", (f"{ours}final_norm/scale",), FLAT),
+        Entry(
+            f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            (f"{ours}distance/table",),
+            SAME,
+        ),
+        Entry(block + "0.layer_norm.weight", (f"{ours}layers/attn_norm/scale",), FLAT),
+        Entry(block + f"{last}.layer_norm.weight", (f"{ours}layers/mlp_norm/scale",), FLAT),
+        *_parts(ours, "attn", block + "0.SelfAttention", heads),
+        *_parts(ours, "mlp", block + f"{last}.DenseReluDense", mlp),
+    )
+    if theirs == "decoder":
+        norm = Entry(block + "1.layer_norm.weight", (f"{ours}layers/cross_norm/scale",), FLAT)
+        entries += (norm, *_parts(ours, "cross", block + "1.EncDecAttention", heads))
+    return entries
+
+
+def t5_names(c):
+    """The `Names` of T5's files."""
+    entries = (
+        Entry("shared.weight", ("embed",), SAME),
+        Entry("lm_head.weight", ("head/w",), OUT_IN),
+        *_t5_stack(c, "encoder/", "encoder"),
+        *_t5_stack(c, "", "decoder"),
+    )
+    tables = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"]
+    copies = tuple((name, "shared.weight") for name in tables[: 3 if c.tied else 2])
+    unused = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+    return Names(entries, copies=copies, ignored=(unused,))
+
+
+def _pair(ours, theirs, kind):
+    """Weight and bias of a projection, or of a norm."""
+    if kind == "norm":
+        names = {f"{ours}/scale": FLAT, f"{ours}/bias": FLAT}
+    else:
+        names = {f"{ours}/w": OUT_IN, f"{ours}/b": FLAT}
+    ends = ("weight", "bias")
+    return tuple(
+        Entry(f"{theirs}.{end}", (path,), layout)
+        for end, (path, layout) in zip(ends, names.items(), strict=True)
+    )
+
+
+def bart_names(c):
+    """The `Names` of BART's files."""
+    del c
+    heads = dict(q="q_proj", k="k_proj", v="v_proj", o="out_proj")
+    entries = [
+        Entry("{prefix}shared.weight", ("embed",), SAME),
+        Entry("final_logits_bias", ("head_bias",), ROW),
+    ]
+    for ours, theirs in (("encoder/", "encoder"), ("", "decoder")):
+        at, layer = "{prefix}" + theirs, "{prefix}" + theirs + ".layers.{layer}."
+        entries.append(Entry(f"{at}.embed_positions.weight", (f"{ours}position",), SAME))
+        entries += _pair(f"{ours}embed_norm", f"{at}.layernorm_embedding", "norm")
+        entries += _pair(f"{ours}layers/attn_norm", f"{layer}self_attn_layer_norm", "norm")
+        entries += _pair(f"{ours}layers/mlp_norm", f"{layer}final_layer_norm", "norm")
+        for name, there in heads.items():
+            entries += _pair(f"{ours}layers/attn/{name}", f"{layer}self_attn.{there}", "matrix")
+        entries += _pair(f"{ours}layers/mlp/up", f"{layer}fc1", "matrix")
+        entries += _pair(f"{ours}layers/mlp/down", f"{layer}fc2", "matrix")
+    entries += _pair("layers/cross_norm", layer + "encoder_attn_layer_norm", "norm")
+    for name, there in heads.items():
+        entries += _pair(f"layers/cross/{name}", f"{layer}encoder_attn.{there}", "matrix")
+    tables = ("{prefix}encoder.embed_tokens.weight", "{prefix}decoder.embed_tokens.weight")
+    copies = tuple((name, "{prefix}shared.weight") for name in (*tables, "lm_head.weight"))
+    return Names(tuple(entries), ("model.",), copies)

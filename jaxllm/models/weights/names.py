@@ -17,8 +17,9 @@ from jaxllm.config import near
 from jaxllm.models.weights.tensors import Tensor, WeightsError
 
 # How a parameter lies in their tensor: a matrix as (out, in), as torch's Linear has it, or as
-# (in, out), as GPT-2's Conv1D and ours; all dimensions in one; or each as it is.
-OUT_IN, IN_OUT, FLAT, SAME = "out,in", "in,out", "flat", "same"
+# (in, out), as GPT-2's Conv1D and ours; all dimensions in one; that as the only row of a matrix; or
+# each as it is.
+OUT_IN, IN_OUT, FLAT, ROW, SAME = "out,in", "in,out", "flat", "row", "same"
 SHOWN = 5  # names that an error gives
 OUTER = ("layers", "expert")  # axes that count tensors of theirs
 
@@ -30,7 +31,7 @@ class Entry(NamedTuple):
         theirs: its name, such as "{prefix}layers.{layer}.self_attn.q_proj.weight".
         ours: paths of our parameters, end to end along their output axis (or the first, of what is
             no matrix). Those that a model has not are left out.
-        layout: OUT_IN, IN_OUT, FLAT or SAME.
+        layout: OUT_IN, IN_OUT, FLAT, ROW or SAME.
     """
 
     theirs: str
@@ -147,6 +148,8 @@ def _lie(info, layout):
     n = len(shape)
     if layout == FLAT:
         return shape, ((0, n),), 0
+    if layout == ROW:
+        return shape, ((0, 0), (0, n)), 1
     if layout == SAME:
         return shape, tuple((i, i + 1) for i in range(n)), 0
     inputs = max(len(info.inputs), 1)  # the head's are not told: it is no hidden matrix
@@ -254,6 +257,9 @@ def _read_piece(tensor, piece, index):
     """Reads the smallest box of their tensor that holds slices of a piece, then takes those."""
     boxes, held, rest = [], [], []
     for number, (a, b) in enumerate(piece.groups):
+        if a == b:  # the only row
+            boxes.append(slice(0, 1))
+            continue
         first, last = index[a].start, index[a].stop
         row = math.prod(piece.shape[a + 1 : b])
         start = piece.first if number == piece.joined else 0
