@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm import trees
 from jaxllm.dims import ParamInfo
 from jaxllm.models import attention
+from jaxllm.models import cache as caches
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.transformer import Transformer, is_whole
 
@@ -35,7 +37,11 @@ class Model(NamedTuple):
         scores: (params, x [B, T, D], targets int32[B, T]) -> `Scores`; all that a cross-entropy
             needs, also where the vocabulary is split.
         apply: (params, batch, key=None) -> float32 logits [B, T, V]; gathers by itself.
-        extend: (params, batch, cache) -> (logits [B, T, V], cache), for decoding.
+        extend: (params, {"tokens", "segment": int32[B, T]}, cache, *, fresh=False, last=False) ->
+            (logits [B, T, V], cache), for decoding. Each row goes on from its own place; its
+            padding (segment 0) stands at its end and is not written. fresh: the cache is empty,
+            so that attention needs only the new keys; last: only the logits of each row's last
+            token, [B, 1, V].
     """
 
     config: ModelConfig
@@ -126,9 +132,16 @@ def make(c, shard=place_nowhere, gather=is_whole):
         params = whole(params)
         return logits(params, hidden(params, batch, key)[0])
 
-    def extend(params, batch, cache):
-        params = whole(params)
-        x_BTD, cache, _ = module(params).hidden(batch, shard, gather, cache=cache)
+    def extend(params, batch, cache, *, fresh=False, last=False):
+        params = params if caches.is_laid_out(params) else whole(params)
+        T = batch["tokens"].shape[1]
+        segment_BT = jnp.minimum(batch["segment"], 1)
+        position_BT = cache["at"][:, None] + jnp.arange(T, dtype=jnp.int32)
+        batch = {"tokens": batch["tokens"], "segment": segment_BT, "position": position_BT}
+        x_BTD, cache, _ = module(params).hidden(batch, shard, gather, cache=cache, fresh=fresh)
+        if last:
+            last_B = jnp.maximum(segment_BT.sum(1) - 1, 0)
+            x_BTD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
         return logits(params, x_BTD), cache
 
     return Model(c, init, whole, hidden, logits, scores, apply, extend)

@@ -18,7 +18,7 @@ class Context(NamedTuple):
         index_BT: place in its row of each token of the stream.
         rows: where queries and keys stand, joined over `tensor`.
         angles: {windowed: (cos, sin)}, or {False: None, True: None} without rotary positions.
-        at: index in the cache of the first query, or None.
+        at: `cache.Place` of the queries in the cache, or None.
         shard: function (x, *logical axes) -> x.
         gather: function (path, parameter) -> parameter, whole over the devices that share rows.
     """
@@ -60,12 +60,12 @@ class Block(nnx.Module):
             windowed: whether this layer sees only the model's window.
             sparse: whether it has experts.
             key: one dropout key a row, or None.
-            cache: None, or {"k", "v": [B, S, K, H]}.
+            cache: None, or this layer's, as `cache.make` has it.
         """
         keys, losses = split_keys(key, 2), {}
 
         def attend(y_BTD):
-            held = None if cache is None else {**cache, "at": context.at}
+            held = None if cache is None else (cache, context.at)
             y_BTD, new = self.attn(
                 wire.join(y_BTD),
                 context.angles[windowed],

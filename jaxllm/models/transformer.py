@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxllm.models import pipeline
 from jaxllm.models.attention import Rows
 from jaxllm.models.block import Block, Context
+from jaxllm.models.cache import Apart, Place, is_apart
 from jaxllm.models.layers import (
     KEPT,
     Norm,
@@ -105,7 +106,7 @@ class Transformer(nnx.Module):
             else Projection("BTD,DV->BTV", sizes, bias=c.head_bias, rngs=rngs, **options)
         )
 
-    def hidden(self, batch, shard, gather, key=None, cache=None):
+    def hidden(self, batch, shard, gather, key=None, cache=None, fresh=False):
         """Runs everything but the head, whose and whose table's weights are given whole.
 
         Args:
@@ -115,6 +116,7 @@ class Transformer(nnx.Module):
             gather: function (path, parameter) -> parameter, for the parameters of one layer.
             key: one dropout key a row [B], or None for no dropout.
             cache: None, or what `cache.make` returns.
+            fresh: whether nothing is in the cache yet.
 
         Returns:
             (final hidden state [B, T, D], cache with the new keys and values, or None, sums of the
@@ -132,7 +134,7 @@ class Transformer(nnx.Module):
             x_BTD = x_BTD * jnp.asarray(c.width**0.5, c.dtype)
         if self.position is not None:
             x_BTD = x_BTD + look_up(self.position[...], batch["position"]).astype(c.dtype)
-        context, cache = self._context(batch, shard, gather, cache)
+        context, cache = self._context(batch, shard, gather, cache, fresh)
         x_BTD = shard(x_BTD, "batch", "length", "embed")
         x_BTD = dropout(x_BTD, c.dropout, keys[0], context.index_BT)
         x_BTD, cache, losses = self._run_layers(x_BTD, context, keys[1], cache)
@@ -175,7 +177,7 @@ class Transformer(nnx.Module):
             top_BT = wire.own_part(top_BT)
         return Scores(top_BT + jnp.log(sum_BT), chosen_BT, top_BT)
 
-    def _context(self, batch, shard, gather, cache):
+    def _context(self, batch, shard, gather, cache, fresh):
         """Gathers what all layers share, and the cache's part that is stacked by layer."""
         c, T = self.c, batch["tokens"].shape[1]
         position_BT, segment_BT = wire.join(batch["position"]), wire.join(batch["segment"])
@@ -189,15 +191,10 @@ class Transformer(nnx.Module):
             whole_BT = wire.join(index_BT)
             rows = Rows(whole_BT, whole_BT, segment_BT, segment_BT, position_BT)
             return Context(index_BT, rows, angles, None, shard, gather), None
-        at = cache["at"]
-        kept = {
-            name: jax.lax.dynamic_update_slice_in_dim(cache[name], batch[name], at, axis=1)
-            for name in ("segment", "position")
-        }
-        key_S = jnp.arange(kept["segment"].shape[1], dtype=jnp.int32)[None]
-        rows = Rows(index_BT + at, key_S, segment_BT, kept["segment"], kept["position"])
-        cache = {**cache, **kept, "at": at + T}
-        return Context(index_BT + at, rows, angles, at, shard, gather), cache
+        place = Place(cache["at"], jnp.sum(segment_BT > 0, axis=1, dtype=jnp.int32), fresh)
+        rows = Rows(position_BT, position_BT, segment_BT, segment_BT, position_BT)
+        cache = {**cache, "at": place.at_B + place.count_B}
+        return Context(position_BT, rows, angles, place, shard, gather), cache
 
     def _run_layers(self, x_BTD, context, key, cache):
         """Runs all layers: scanned, or through the stages of a pipeline."""
@@ -208,9 +205,9 @@ class Transformer(nnx.Module):
             if key is not None:
                 per_layer["key"] = split_keys(key, c.layers)
             if cache is not None:
-                per_layer["cache"] = {"k": cache["k"], "v": cache["v"]}
+                per_layer["cache"] = cache["layers"]
             x_BTD, (new, losses) = self._scan_layers(graph, x_BTD, context, per_layer, c.layers)
-            return x_BTD, cache if cache is None else {**cache, **new}, losses
+            return x_BTD, cache if cache is None else {**cache, "layers": new}, losses
         layers = c.layers // wire.size("stage") // c.pipeline_rounds  # a chunk
 
         def chunk(x_BTD, shared, weights, number):
@@ -248,8 +245,8 @@ class Transformer(nnx.Module):
             layers: how many; the first begins a period.
 
         Returns:
-            (x of the next layer, ({"k", "v"} stacked, or None without a cache, sums of the
-            routers' losses)).
+            (x of the next layer, (caches of the layers, or None without, sums of the routers'
+            losses)).
         """
         c = self.c
 
@@ -282,10 +279,11 @@ class Transformer(nnx.Module):
                 x_BTD, (held, found) = run_one(x_BTD, layer, *kinds)
                 new.append(held)
                 losses += [found] if found else []
-            new = jax.tree.map(lambda *a: jnp.stack(a), *new)
+            new = Apart(new) if "cache" in per_layer else None
             return x_BTD, (new, jax.tree.map(lambda *a: sum(a), *losses) if losses else {})
 
-        if c.unroll >= layers:
+        # A scan would copy every layer's cache; unrolled, each is written in place.
+        if c.unroll >= layers or "cache" in per_layer:
             return several(x_BTD, per_layer, 0, layers)
         period, rounds = c.period, layers // c.period
         whole, scanned = rounds * period, per_layer
@@ -299,12 +297,9 @@ class Transformer(nnx.Module):
 
         x_BTD, (new, losses) = jax.lax.scan(body, x_BTD, scanned, unroll=max(c.unroll // period, 1))
         losses = jax.tree.map(lambda a: a.sum(0), losses)
-        if period > 1:
-            new = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), new)
         if whole < layers:  # the pattern's last, unfinished round
             rest = jax.tree.map(lambda a: a[whole:], per_layer)
-            x_BTD, (last, more) = several(x_BTD, rest, whole, layers - whole)
-            new = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), new, last)
+            x_BTD, (_, more) = several(x_BTD, rest, whole, layers - whole)
             losses = jax.tree.map(jnp.add, losses, more)
         return x_BTD, (new, losses)
 
@@ -317,9 +312,9 @@ def _layer_of(c, stacked, i):
 
     def pick(path, a):
         name = str(getattr(path[1], "key", "")) if len(path) > 1 else ""
-        return a[min(index.get(name, i), a.shape[0] - 1)]
+        return a[min(index.get(name, i), len(a) - 1)]
 
-    return jax.tree_util.tree_map_with_path(pick, stacked)
+    return jax.tree_util.tree_map_with_path(pick, stacked, is_leaf=is_apart)
 
 
 def is_whole(path, x):
