@@ -208,7 +208,7 @@ def write(held, k_BTKH, v_BTKH, place, ring, shard):
         position_BT = place.at_B[:, None] + step_T
         slot_BT = _slots(S, position_BT, ring)
         good_BT = step_T < place.count_B[:, None]
-        if ring.turns and T > S - ring.first:  # later ones would take the same place
+        if ring.turns and S - ring.first < T:  # later ones would take the same place
             end_B1 = (place.at_B + place.count_B)[:, None]
             good_BT &= (position_BT >= end_B1 - (S - ring.first)) | (position_BT < ring.first)
         index = jnp.where(good_BT, slot_BT, S)  # dropped
@@ -216,19 +216,27 @@ def write(held, k_BTKH, v_BTKH, place, ring, shard):
         index = jnp.clip(positions(held, place.count_B, ring), 0, T - 1)
     else:
         index = None
-    return {name: shard(put(name, held[name], new, index), *_AXES[name]) for name, new in stored.items()}
+    return {
+        name: shard(put(name, held[name], new, index), *_AXES[name]) for name, new in stored.items()
+    }
 
 
 def _put(name, old, new, slot_BT):
     row_B1 = jnp.arange(old.shape[0])[:, None]
-    where = (row_B1, slice(None), slice(None), slot_BT) if name == "k" else (row_B1, slice(None), slot_BT)
+    where = (
+        (row_B1, slice(None), slice(None), slot_BT)
+        if name == "k"
+        else (row_B1, slice(None), slot_BT)
+    )
     return old.at[where].set(new, mode="drop")
 
 
 def _put_fresh(name, old, new, position_BS):
-    """The same for a cache that is empty: one copy, no scatter. Padding is written, but not seen."""
+    """The same for an empty cache: one copy, no scatter. Padding is written, but not seen."""
     if position_BS is not None:
-        new = jnp.take_along_axis(new, position_BS.reshape(*position_BS.shape, *(1,) * (new.ndim - 2)), axis=1)
+        new = jnp.take_along_axis(
+            new, position_BS.reshape(*position_BS.shape, *(1,) * (new.ndim - 2)), axis=1
+        )
     new = new.transpose(_ORDER[name])
     return jax.lax.dynamic_update_slice(old, new, (0,) * old.ndim)
 

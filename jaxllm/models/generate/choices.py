@@ -59,7 +59,7 @@ def make(sequences, eos):
     most = max(map(len, nodes))
 
     def filled(values, empty):
-        return tuple([*values, *[empty] * (most - len(values))])
+        return (*values, *[empty] * (most - len(values)))
 
     return Trie(
         tuple(filled(list(node), -1) for node in nodes),

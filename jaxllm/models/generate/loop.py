@@ -152,7 +152,9 @@ def draw(plan, state, logits_BV):
         done_B |= tries.is_end(plan.trie, node_B)
     seen = state.seen
     if seen is not None:
-        seen = seen._replace(drawn_BV=seen.drawn_BV.at[row_B, token_B].add(alive_B.astype(jnp.int32)))
+        seen = seen._replace(
+            drawn_BV=seen.drawn_BV.at[row_B, token_B].add(alive_B.astype(jnp.int32))
+        )
     state = state._replace(
         token_B=jnp.where(alive_B, token_B, state.token_B),
         left_B=jnp.where(done_B, 0, jnp.maximum(state.left_B - 1, 0)),
