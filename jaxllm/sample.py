@@ -1,30 +1,154 @@
 """Samples text from a trained model.
 
-python -m jaxllm.sample --workdir=DIR --prompt="ROMEO:" [--tokens=200] [--temperature=0.8]
-    [--top_k=0] [--top_p=1] [--count=1] [--seed=0] [--step=latest|best|N]
+python -m jaxllm.sample --workdir=DIR --prompt="ROMEO:" [--prompts_file=F] [--tokens=200]
+    [--temperature=0.8] [--top_k=0] [--top_p=1] [--min_p=0] [--repetition_penalty=1]
+    [--presence_penalty=0] [--frequency_penalty=0] [--stop=TEXT]... [--choices=yes,no]
+    [--logprobs=0] [--count=1] [--seed=0] [--step=latest|best|N] [--slots=8] [--kv_int8]
+    [--beams=4 [--length_penalty=1] [--early_stopping=no|yes|never]] [--draft=WORKDIR [--ahead=4]]
+    [--ensemble=WORKDIR2,... [--average=probabilities|logits]] [--json] [--nostream] [--chat]
 """
 
-import jax
+import json
+import pathlib
+import sys
+
 from absl import flags
 
 from jaxllm import cli
 from jaxllm.config import ConfigError
-from jaxllm.models.decode import Sampling, left_pad, make_generate
+from jaxllm.models import generate
 from jaxllm.training import reopen
-from jaxllm.training.sampling import cut_at, encode_prompt
 
 
 def define_flags():
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "directory of the run", required=True)
     flags.DEFINE_string("step", "latest", "checkpoint: latest, best (by validation) or a number")
-    flags.DEFINE_multi_string("prompt", ["\n"], "text to go on from; may be given several times")
+    flags.DEFINE_multi_string("prompt", [], "text to go on from; may be given several times")
+    flags.DEFINE_string("prompts_file", "", "prompts: one a line, or JSON lines with 'prompt'")
     flags.DEFINE_integer("tokens", 200, "tokens to draw, at most", lower_bound=1)
     flags.DEFINE_float("temperature", 0.8, "divides the logits; 0 takes the likeliest token")
     flags.DEFINE_integer("top_k", 0, "only the k likeliest tokens; 0: all")
     flags.DEFINE_float("top_p", 1.0, "only the likeliest tokens with this probability together")
+    flags.DEFINE_float("min_p", 0.0, "only tokens at least this share as likely as the likeliest")
+    flags.DEFINE_float("repetition_penalty", 1.0, "over 1: tokens that are there get less likely")
+    flags.DEFINE_float("presence_penalty", 0.0, "taken from logits of tokens drawn before")
+    flags.DEFINE_float("frequency_penalty", 0.0, "the same, times how often they were drawn")
+    flags.DEFINE_multi_string("stop", [], "text before which to end; may be given several times")
+    flags.DEFINE_list("choices", [], "comma-separated; the text is one of them")
+    flags.DEFINE_integer("logprobs", 0, "likeliest tokens a place told by --json", lower_bound=0)
     flags.DEFINE_integer("count", 1, "samples a prompt", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "of the drawing")
+    flags.DEFINE_integer("seed", 0, "of the drawing; each sample has the next")
+    flags.DEFINE_integer("slots", 8, "samples that are drawn at once", lower_bound=1)
+    flags.DEFINE_bool("kv_int8", False, "keys and values in 8 bits")
+    flags.DEFINE_integer("beams", 0, "search for likely texts by so many beams; 0: draw")
+    flags.DEFINE_float("length_penalty", 1.0, "of beams: over 0 favours long texts")
+    flags.DEFINE_enum("early_stopping", "no", ["no", "yes", "never"], "of beams")
+    flags.DEFINE_string("draft", "", "run of a smaller model that proposes tokens")
+    flags.DEFINE_integer("ahead", 4, "tokens that it proposes at a time", lower_bound=1)
+    flags.DEFINE_list("ensemble", [], "comma-separated runs, drawn from together with this one")
+    flags.DEFINE_enum("average", "probabilities", ["probabilities", "logits"], "of an ensemble")
+    flags.DEFINE_bool("json", False, "one JSON object a sample")
+    flags.DEFINE_bool("stream", True, "print a single sample as it is drawn")
+    flags.DEFINE_bool("chat", False, "talk with the model; with --prompt, one turn")
+
+
+def way(f):
+    """Returns the `How` that the flags ask for.
+
+    Raises:
+        ConfigError: flags out of range, or that do not go together.
+    """
+    sampling = generate.Sampling(
+        f.temperature, f.top_k, f.top_p, f.min_p,
+        f.repetition_penalty, f.presence_penalty, f.frequency_penalty,
+    )  # fmt: skip
+    try:
+        sampling.check()
+        beams = None
+        if f.beams:
+            early = {"no": False, "yes": True, "never": "never"}[f.early_stopping]
+            beams = generate.Beams(f.beams, f.length_penalty, early, f.count).check()
+    except ConfigError as error:
+        raise ConfigError(f"--{error}") from None
+    if f.beams and (f.draft or f.stop or f.choices or f.logprobs or f.chat):
+        raise ConfigError("--beams does not go with --draft, --stop, --choices, --logprobs, --chat")
+    if f.draft and (f.choices or f.logprobs or f.chat):
+        raise ConfigError("--draft does not go with --choices, --logprobs or --chat.")
+    return generate.How(
+        sampling=sampling, tokens=f.tokens, seed=f.seed, stop=tuple(f.stop),
+        choices=tuple(f.choices), top=f.logprobs, slots=f.slots,
+        kv_dtype="int8" if f.kv_int8 else "", beams=beams, ahead=f.ahead,
+    )  # fmt: skip
+
+
+def read_prompts(f):
+    """Returns the prompts that the flags name; a line's end where they name none.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    prompts = list(f.prompt)
+    if f.prompts_file:
+        try:
+            lines = pathlib.Path(f.prompts_file).read_text("utf-8").splitlines()
+            is_json = f.prompts_file.endswith((".jsonl", ".json"))
+            prompts += [json.loads(s)["prompt"] if is_json else s for s in lines if s.strip()]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"--prompts_file={f.prompts_file}: {error!r}. It needs a prompt a line, or, where "
+                'its name ends in .jsonl, {"prompt": "text"} a line.'
+            ) from None
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise ConfigError(f"--prompts_file={f.prompts_file}: a prompt is no text.")
+    return prompts or ["\n"]
+
+
+def open_others(f, trained):
+    """Opens the runs of --draft and --ensemble, which must share the tokenizer of `trained`."""
+
+    def other(flag, workdir):
+        found = reopen.open_trained(workdir)
+        if found.run.tokenizer.fingerprint != trained.run.tokenizer.fingerprint:
+            raise ConfigError(
+                f"--{flag}={workdir} has another tokenizer than --workdir={f.workdir}. Take a run "
+                "of the same tokenizer."
+            )
+        return found.run.model, found.params
+
+    draft = other("draft", f.draft) if f.draft else None
+    return draft, [other("ensemble", workdir) for workdir in f.ensemble]
+
+
+def chat(render, reply, read, first=None):
+    """Talks until the input ends.
+
+    Args:
+        render: messages [{"role", "content"}, …] -> prompt text, as the model's template has it.
+        reply: prompt text -> the answer; prints it as it comes.
+        read: () -> what the user says; EOFError ends the talk.
+        first: what the user says in the only turn, or None to read turns.
+
+    Returns:
+        The messages.
+    """
+    messages = []
+    while True:
+        try:
+            said = read() if first is None else first
+        except EOFError:
+            return messages
+        if said.strip():
+            messages.append({"role": "user", "content": said})
+            messages.append({"role": "assistant", "content": reply(render(messages))})
+        if first is not None:
+            return messages
+
+
+def render_plainly(messages):
+    """Writes messages for a model that has no template: a line each, named by role."""
+    lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
+    return "".join(lines) + "Assistant:"
 
 
 def main(file, overrides):
@@ -32,27 +156,79 @@ def main(file, overrides):
     if file:
         raise ConfigError("The run's own config is used. Leave --config out.")
     f = flags.FLAGS
-    try:
-        how = Sampling(f.temperature, f.top_k, f.top_p).check()
-    except ValueError as error:
-        raise ConfigError(f"--{error}") from None
+    how = way(f)
+    prompts = read_prompts(f)
     cli.start(reopen.load_config(f.workdir, overrides))
     trained = reopen.open_trained(f.workdir, overrides, f.step)
-    tokenizer, model = trained.run.tokenizer, trained.run.model
-    positions = model.config.positions
-    prompts = [encode_prompt(tokenizer, text) for text in f.prompt for _ in range(f.count)]
-    room = positions - max(map(len, prompts))
-    if model.config.position == "learned" and f.tokens > room:
-        raise ConfigError(
-            f"--tokens={f.tokens} and the longest prompt exceed the model's {positions} learned "
-            f"positions. Try --tokens={max(room, 1)}, or a shorter --prompt."
-        )
-    generate = jax.jit(make_generate(model, f.tokens, how, tokenizer.eos))
-    drawn = generate(trained.params, left_pad(prompts), jax.random.key(f.seed))
-    for number, (prompt, tokens) in enumerate(zip(prompts, jax.device_get(drawn), strict=True)):
-        if len(prompts) > 1:
-            print(f"--- {number + 1}")
-        print(tokenizer.decode([*prompt, *cut_at(tokens, tokenizer.eos)]))
+    draft, others = open_others(f, trained)
+    model, params, tokenizer = trained.run.model, trained.params, trained.run.tokenizer
+    if others:
+        models, trees = zip((model, params), *others, strict=True)
+        decoders = [generate.decoder(one, how.kv_dtype) for one in models]
+        model, params = generate.ensemble(decoders, f.average), trees
+    if f.chat:
+        return _chat(f, model, params, tokenizer, how)
+    if how.beams is None:
+        prompts = [prompt for prompt in prompts for _ in range(f.count)]
+    if how.beams is None and draft is None:
+        _draw(f, model, params, tokenizer, prompts, how)
+        return 0
+    found = generate.generate(model, params, tokenizer, prompts, how._replace(draft=draft))
+    if how.beams is not None:
+        prompts = [prompt for prompt in prompts for _ in range(f.count)]
+        found = [result for several in found for result in several]
+    for number, (prompt, result) in enumerate(zip(prompts, found, strict=True)):
+        _show(f, tokenizer, number, len(prompts), prompt, result)
+    return 0
+
+
+def _draw(f, model, params, tokenizer, prompts, how):
+    """Draws all, printing one alone as it comes and several in their order."""
+    engine = generate.make_engine(model, params, tokenizer, how)
+    alone = f.stream and len(prompts) == 1 and not f.json
+    if alone:
+        print(prompts[0], end="", flush=True)
+    results, shown = {}, 0
+    for index, new, result in generate.stream(engine, tokenizer, prompts, how):
+        if alone:
+            print(new, end="", flush=True)
+        elif result is not None:
+            results[index] = result
+        while shown in results:
+            result = results.pop(shown)
+            _show(f, tokenizer, shown, len(prompts), prompts[shown], result)
+            shown += 1
+    if alone:
+        print()
+
+
+def _show(f, tokenizer, number, count, prompt, result):
+    """Prints one result: text, or a JSON object."""
+    if f.json:
+        found = {"prompt": prompt, **result._asdict()}
+        found = {name: value for name, value in found.items() if value is not None}
+        print(json.dumps(found, ensure_ascii=False), flush=True)
+        return
+    if count > 1:
+        print(f"--- {number + 1}")
+    print(prompt + result.text)
+    if result.accepted is not None:
+        print(f"draft: {result.accepted:.0%} of its tokens passed", file=sys.stderr)
+
+
+def _chat(f, model, params, tokenizer, how):
+    how = how._replace(slots=1, stop=(*how.stop, "\nUser:"))
+    engine = generate.make_engine(model, params, tokenizer, how)
+
+    def reply(prompt):
+        text = ""
+        for _, new, _ in generate.stream(engine, tokenizer, [prompt], how):
+            print(new, end="", flush=True)
+            text += new
+        print()
+        return text.strip()
+
+    chat(render_plainly, reply, lambda: input("> "), f.prompt[0] if f.prompt else None)
     return 0
 
 

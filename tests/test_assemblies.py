@@ -9,6 +9,7 @@ import pytest
 
 from jaxllm import models, objectives, sharding
 from jaxllm.config import ConfigError
+from jaxllm.models import cache as caches
 from jaxllm.models import distance
 from jaxllm.models.config import resolve
 from jaxllm.sharding import wire
@@ -287,3 +288,30 @@ def test_axes_that_an_assembly_cannot_be_split_over_are_refused(fields, axis):
     config = runs.config({"model.layers": 2, **fields})
     with pytest.raises(ConfigError, match=axis):
         setup.check_program(config, 8)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "two tables"])
+def test_decoding_from_the_cache_equals_the_whole_row(name):
+    """Inputs of unequal length are read once; tokens follow one by one, or several at a time."""
+    model = make_model(name)
+    params = random_params(model)
+    batch = make_batch(name, rows=3)
+    batch["position"][:], batch["segment"][:] = np.arange(LENGTH), 1
+    size = np.array([4, 9, 16])
+    batch["inputs_segment"] = (np.arange(LENGTH) < size[:, None]).astype(np.int32)
+    batch["inputs_position"] = np.tile(np.arange(LENGTH, dtype=np.int32), (3, 1))
+    whole = model.apply(params, batch)
+    cache, parts = caches.make(model.config, 3, LENGTH, inputs=LENGTH), []
+    inputs = {k: v for k, v in batch.items() if k.startswith("inputs")}
+    for first, last in [(0, 1), (1, 6), (6, 7), (7, 8)]:
+        piece = {n: batch[n][:, first:last] for n in ("tokens", "segment")}
+        logits, cache = model.extend(
+            params, piece | (inputs if first == 0 else {}), cache, fresh=first == 0
+        )
+        parts.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole[:, :8], atol=2e-5)
+
+
+def test_an_encoder_writes_no_text():
+    with pytest.raises(ConfigError, match="encoder"):
+        caches.make(make_model("bert").config, 1, 8)

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm import trees
 from jaxllm.dims import ParamInfo
 from jaxllm.models import attention
+from jaxllm.models import cache as caches
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.transformer import Transformer, is_whole
 
@@ -37,7 +39,12 @@ class Model(NamedTuple):
         task: (params, x [B, T, D], batch) -> float32 outputs of the task's head, of
             `Transformer.read`.
         apply: (params, batch, key=None) -> float32 logits [B, T, V]; gathers by itself.
-        extend: (params, batch, cache) -> (logits [B, T, V], cache), for decoding.
+        extend: (params, {"tokens", "segment": int32[B, T]}, cache, *, fresh=False, last=False) ->
+            (logits [B, T, V], cache), for decoding. Each row goes on from its own place; its
+            padding (segment 0) stands at its end and is not written. fresh: the cache is empty,
+            so that attention needs only the new keys; last: only the logits of each row's last
+            token, [B, 1, V]. Of an encoder-decoder the first call has the inputs, too, those that
+            go on from it have not.
     """
 
     config: ModelConfig
@@ -133,9 +140,18 @@ def make(c, shard=place_nowhere, gather=is_whole):
         params = whole(params)
         return logits(params, hidden(params, batch, key)[0])
 
-    def extend(params, batch, cache):
-        params = whole(params)
-        x_BTD, cache, _ = module(params).hidden(batch, shard, gather, cache=cache)
+    def extend(params, batch, cache, *, fresh=False, last=False):
+        params = params if caches.is_laid_out(params) else whole(params)
+        T = batch["tokens"].shape[1]
+        segment_BT = jnp.minimum(batch["segment"], 1)
+        position_BT = cache["at"][:, None] + jnp.arange(T, dtype=jnp.int32)
+        inputs = {name: x for name, x in batch.items() if name.startswith("inputs")}
+        batch = {"tokens": batch["tokens"], "segment": segment_BT, "position": position_BT}
+        batch |= inputs
+        x_BTD, cache, _ = module(params).hidden(batch, shard, gather, cache=cache, fresh=fresh)
+        if last:
+            last_B = jnp.maximum(segment_BT.sum(1) - 1, 0)
+            x_BTD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
         return logits(params, x_BTD), cache
 
     return Model(c, init, whole, hidden, logits, scores, task, apply, extend)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import ConfigError
+from jaxllm.models import cache as caches
 from jaxllm.models import lsh, splash
 from jaxllm.models.blocks import blocks
 from jaxllm.models.distance import Sinusoids
@@ -260,7 +261,7 @@ class Attention(nnx.Module):
             rows: `Rows` of the queries and keys.
             shard: function (x, *logical axes) -> x that places an activation on the mesh.
             windowed: whether this layer sees only the model's window.
-            cache: None, or {"k", "v": [B, S, K, H], "at": first index of the queries}.
+            cache: None, or (this layer's, as `cache.make` has it, `cache.Place` of the queries).
             bias: as in `Context`.
             memory_BSD: what keys and values are made of, where not of x.
 
@@ -290,21 +291,61 @@ class Attention(nnx.Module):
         q_BTNH = shard(q_BTNH, "batch", "length", "heads", "head")
         k_BSKH = shard(k_BSKH, "batch", "length", "kv_heads", "head")
         v_BSKH = shard(v_BSKH, "batch", "length", "kv_heads", "head")
-        if cache is not None:
-            write = jax.lax.dynamic_update_slice_in_dim
-            k_BSKH = write(cache["k"], k_BSKH.astype(cache["k"].dtype), cache["at"], axis=1)
-            v_BSKH = write(cache["v"], v_BSKH.astype(cache["v"].dtype), cache["at"], axis=1)
-            cache = {"k": k_BSKH, "v": v_BSKH}
         window = self.window if windowed else 0
         options = dict(scale=1.0, window=window, cap=self.cap, first=self.first)
-        options |= {} if bias is None else {"bias": bias}
         if cache is None:
+            options |= {} if bias is None else {"bias": bias}
             kernel = (RINGS if wire.size("seq") > 1 else ATTENTION)[self.kernel]
-        else:  # kernels are for whole rows; a few queries over a cache are cheap as they are
-            kernel = functools.partial(reference, others=self.k is None)
-        y_BTNH = kernel(q_BTNH, k_BSKH, v_BSKH, rows, **options)
+            y_BTNH = kernel(q_BTNH, k_BSKH, v_BSKH, rows, **options)
+        else:
+            y_BTNH, cache = self._decode(q_BTNH, k_BSKH, v_BSKH, rows, shard, options, cache, bias)
         y_BTNH = y_BTNH if self.kernel in KEEPING else keep(y_BTNH)
         return self.o(shard(y_BTNH, "batch", "length", "heads", "head")), cache
+
+    def remember(self, memory_BSD):
+        """Returns the keys and values of an encoder's hidden states, as a cache keeps them."""
+        k_BSKH, v_BSKH = self.k(memory_BSD), self.v(memory_BSD)
+        made = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
+        return dict(zip(caches.OF_MEMORY, made, strict=True))
+
+    def recall(self, x_BTD, held, segment_BS):
+        """Attends to what `remember` returned, all of it that is no padding."""
+        q_BTNH = self.q(x_BTD) * self.scale
+        keys = dict(zip(("k", "v"), (held[name] for name in caches.OF_MEMORY), strict=True))
+        mask_BTS = jnp.broadcast_to(
+            (segment_BS > 0)[:, None], (*q_BTNH.shape[:2], segment_BS.shape[1])
+        )
+        return self.o(caches.attend(q_BTNH, keys, mask_BTS, self.cap))
+
+    def _decode(self, q_BTNH, k_BTKH, v_BTKH, rows, shard, options, cache, bias):
+        """Attends over a cache and writes to it. Returns (output, new cache of the layer)."""
+        held, place = cache
+        window, first = options["window"], self.first
+        ring = caches.Ring(first, bool(window))
+        if place.fresh:  # all keys are at hand
+            new = caches.write(held, k_BTKH, v_BTKH, place, ring, shard)
+            kernel = ATTENTION["reference" if self.kernel in ("splash", "lsh") else self.kernel]
+            more = {"others": True} if self.k is None else {}
+            more |= {} if bias is None else {"bias": bias(rows.query_BT, rows.key_BS)}
+            return kernel(q_BTNH, k_BTKH, v_BTKH, rows, **options, **more), new
+        T, others = q_BTNH.shape[1], self.k is None
+        if window and T > 1:  # what is written may take the place of what the first ones see
+            keys = caches.beside(held, k_BTKH, v_BTKH)
+            key_BS = caches.positions(held, place.at_B, ring)
+            key_BS = jnp.concatenate([key_BS, rows.query_BT], axis=1)
+            segment_BT = rows.query_segment_BT
+            segment_BS = jnp.concatenate([key_BS[:, :-T] >= 0, segment_BT > 0], axis=1)
+            new = caches.write(held, k_BTKH, v_BTKH, place, ring, shard)
+        else:
+            keys = new = caches.write(held, k_BTKH, v_BTKH, place, ring, shard)
+            key_BS = caches.positions(held, place.at_B + place.count_B, ring)
+            segment_BS = key_BS >= 0
+        query_segment_BT = (rows.query_segment_BT > 0).astype(jnp.int32)
+        segment_BS = segment_BS.astype(jnp.int32)
+        seen = Rows(rows.query_BT, key_BS, query_segment_BT, segment_BS, key_BS)
+        mask_BTS = visible(seen, window, first, others)
+        bias = None if bias is None else bias(rows.query_BT, key_BS)
+        return caches.attend(q_BTNH, keys, mask_BTS, self.cap, bias), new
 
     def _key_heads(self, heads):
         """Which key heads serve the query heads of this device: (first, count), or None for all.

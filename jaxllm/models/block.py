@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllm.models import cache as caches
 from jaxllm.models.attention import Attention, Rows
 from jaxllm.models.layers import Norm, dropout, keep, split_keys
 from jaxllm.models.mlp import Mlp
@@ -16,7 +17,7 @@ class Memory(NamedTuple):
     """What an encoder made of the inputs, joined over `tensor`.
 
     Attributes:
-        x_BSD: its hidden states.
+        x_BSD: its hidden states; None where the layers' caches hold what they made of them.
         segment_BS: document of each, int32; a token of the decoder looks at its own.
     """
 
@@ -31,11 +32,12 @@ class Context(NamedTuple):
         index_BT: place in its row of each token of the stream.
         rows: where queries and keys stand, joined over `tensor`.
         angles: {windowed: (cos, sin)}, or {False: None, True: None} without rotary positions.
-        at: index in the cache of the first query, or None.
+        at: `cache.Place` of the queries in the cache, or None.
         shard: function (x, *logical axes) -> x.
         gather: function (path, parameter) -> parameter, whole over the devices that share rows.
-        bias: what is added to the scores, float32[1 or B, N, T, S]; with position="sinusoids" the
-            places of queries and keys in their rows, of which each layer makes its own; or None.
+        bias: what is added to the scores, float32[1 or B, N, T, S], with a cache a function of the
+            places of queries and keys that gives it; with position="sinusoids" these places, of
+            which each layer makes its own; or None.
         memory: `Memory` of an encoder, or None.
     """
 
@@ -82,12 +84,13 @@ class Block(nnx.Module):
             windowed: whether this layer sees only the model's window.
             sparse: whether it has experts.
             key: one dropout key a row, or None.
-            cache: None, or {"k", "v": [B, S, K, H]}.
+            cache: None, or this layer's, as `cache.make` has it.
         """
         keys, losses = split_keys(key, 2 if self.cross is None else 3), {}
+        crossed = {}  # what a cache keeps of the encoder's memory
 
         def attend(y_BTD):
-            held = None if cache is None else {**cache, "at": context.at}
+            held = None if cache is None else (cache, context.at)
             y_BTD, new = self.attn(
                 wire.join(y_BTD),
                 context.angles[windowed],
@@ -102,10 +105,18 @@ class Block(nnx.Module):
         def look(y_BTD):
             y_BTD, memory = wire.join(y_BTD), context.memory
             segment_BT = context.rows.query_segment_BT
-            # All of a token's own document: none stands before or behind another.
-            zeros = jnp.zeros_like(segment_BT), jnp.zeros_like(memory.segment_BS)
-            rows = Rows(*zeros, segment_BT, memory.segment_BS)
-            y_BTD, _ = self.cross(y_BTD, None, rows, context.shard, memory_BSD=memory.x_BSD)
+            if cache is None:
+                # All of a token's own document: none stands before or behind another.
+                zeros = jnp.zeros_like(segment_BT), jnp.zeros_like(memory.segment_BS)
+                rows = Rows(*zeros, segment_BT, memory.segment_BS)
+                y_BTD, _ = self.cross(y_BTD, None, rows, context.shard, memory_BSD=memory.x_BSD)
+            else:
+                if memory.x_BSD is None:
+                    held = {name: cache[name] for name in caches.OF_MEMORY}
+                else:
+                    held = self.cross.remember(memory.x_BSD)
+                crossed.update(held)
+                y_BTD = self.cross.recall(y_BTD, held, memory.segment_BS)
             return dropout(y_BTD, self.rate, keys[2], context.index_BT)
 
         def feed(y_BTD):
@@ -125,6 +136,7 @@ class Block(nnx.Module):
             x_BTD = self.attn_norm(x_BTD + y_BTD)
             if self.cross is not None:
                 x_BTD = self.cross_norm(x_BTD + look(x_BTD))
+                new = {**new, **crossed} if crossed else new
             return self.mlp_norm(x_BTD + feed(x_BTD)), new, losses
         h_BTD = x_BTD if self.attn_norm is None else self.attn_norm(x_BTD)
         y_BTD, new = attend(h_BTD)
@@ -136,6 +148,7 @@ class Block(nnx.Module):
         x_BTD = keep(x_BTD + y_BTD)
         if self.cross is not None:
             x_BTD = keep(x_BTD + look(self.cross_norm(x_BTD)))
+            new = {**new, **crossed} if crossed else new
         y_BTD = feed(x_BTD if self.mlp_norm is None else self.mlp_norm(x_BTD))
         y_BTD = y_BTD if self.mlp_out_norm is None else self.mlp_out_norm(y_BTD)
         return x_BTD + y_BTD, new, losses

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxllm.models import cache as caches
 from jaxllm.models import orders, pipeline
 from jaxllm.models.attention import Rows
 from jaxllm.models.block import Block, Context, Memory
+from jaxllm.models.cache import Apart, Place, is_apart
 from jaxllm.models.distance import Buckets
 from jaxllm.models.layers import (
     ACTIVATIONS,
@@ -110,7 +112,7 @@ class Stack(nnx.Module):
             self.layers.moe = stack(functools.partial(Moe, c), keys)
         self.final_norm = None if c.norm_place == "post" else Norm(c, c.width, "D", rngs=rngs)
 
-    def run(self, table_VD, batch, shard, gather, key=None, cache=None, memory=None):
+    def run(self, table_VD, batch, shard, gather, key=None, cache=None, fresh=False, memory=None):
         """Runs the stack on tokens.
 
         Args:
@@ -118,7 +120,7 @@ class Stack(nnx.Module):
             batch: {"tokens", "position", "segment": int32[B, T]}; "index" where rows are split;
                 "order", "prefix", "type" where there are any.
             shard, gather: as in `Transformer.hidden`; paths are those below this stack.
-            key, cache: as in `Transformer.hidden`.
+            key, cache, fresh: as in `Transformer.hidden`.
             memory: `Memory` that the layers look at besides, or None.
 
         Returns:
@@ -141,7 +143,7 @@ class Stack(nnx.Module):
             type_BT = batch.get("type", jnp.zeros_like(batch["tokens"]))
             x_BTD = x_BTD + look_up(self.types[...], type_BT).astype(c.dtype)
         x_BTD = x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
-        context, cache = self._context(batch, shard, gather, cache, memory)
+        context, cache = self._context(batch, shard, gather, cache, fresh, memory)
         x_BTD = shard(x_BTD, "batch", "length", "embed")
         x_BTD = dropout(x_BTD, c.dropout, keys[0], context.index_BT)
         x_BTD, cache, losses = self._run_layers(x_BTD, context, keys[1], cache)
@@ -157,37 +159,33 @@ class Stack(nnx.Module):
         # Gathered whole over fsdp first: rows, not parts of their width, are looked up.
         return look_up(table_VD, tokens_BT).astype(self.c.dtype)
 
-    def _context(self, batch, shard, gather, cache, memory):
+    def _context(self, batch, shard, gather, cache, fresh, memory):
         """Gathers what all layers share, and the cache's part that is stacked by layer."""
-        c, T = self.c, batch["tokens"].shape[1]
+        c = self.c
         position_BT, segment_BT = wire.join(batch["position"]), wire.join(batch["segment"])
         angles = {False: None, True: None}
         # What a row has room for, not what stands in it: keys in a cache keep their angles.
         length = position_BT.shape[1] * wire.size("seq")
-        length = length if cache is None else cache["segment"].shape[1]
+        length = length if cache is None else caches.room(c, cache)
         if c.position == "rope":
             kinds = {c.is_windowed(layer) for layer in range(c.layers)}
             for windowed in kinds:
                 angles[windowed] = rope_angles(c, position_BT, windowed=windowed, length=length)
         index_BT, at = batch["index"], None
         if cache is None:
-            whole_BT = key_BS = wire.join(index_BT)
+            whole_BT = wire.join(index_BT)
             sight = orders.of_rows(c, batch, index_BT)
             rows = Rows(*map(wire.join, sight), segment_BT, segment_BT, position_BT)
         else:
-            at = cache["at"]
-            kept = {
-                name: jax.lax.dynamic_update_slice_in_dim(cache[name], batch[name], at, axis=1)
-                for name in ("segment", "position")
-            }
-            index_BT = whole_BT = index_BT + at
-            key_BS = jnp.arange(kept["segment"].shape[1], dtype=jnp.int32)[None]
-            rows = Rows(index_BT, key_BS, segment_BT, kept["segment"], kept["position"])
-            cache = {**cache, **kept, "at": at + T}
+            at = Place(cache["at"], jnp.sum(segment_BT > 0, axis=1, dtype=jnp.int32), fresh)
+            index_BT = position_BT
+            rows = Rows(position_BT, position_BT, segment_BT, segment_BT, position_BT)
+            cache = {**cache, "at": at.at_B + at.count_B}
+        bias = None
         if self.distance is not None:
-            bias = self.distance(whole_BT, key_BS)
-        else:
-            bias = (whole_BT, key_BS) if c.position == "sinusoids" else None
+            bias = self.distance(whole_BT, whole_BT) if cache is None else self.distance
+        elif c.position == "sinusoids":
+            bias = whole_BT, whole_BT
         return Context(index_BT, rows, angles, at, shard, gather, bias, memory), cache
 
     def _run_layers(self, x_BTD, context, key, cache):
@@ -199,9 +197,9 @@ class Stack(nnx.Module):
             if key is not None:
                 per_layer["key"] = split_keys(key, c.layers)
             if cache is not None:
-                per_layer["cache"] = {"k": cache["k"], "v": cache["v"]}
+                per_layer["cache"] = cache["layers"]
             x_BTD, (new, losses) = self._scan_layers(graph, x_BTD, context, per_layer, c.layers)
-            return x_BTD, cache if cache is None else {**cache, **new}, losses
+            return x_BTD, cache if cache is None else {**cache, "layers": new}, losses
         layers = c.layers // wire.size("stage") // c.pipeline_rounds  # a chunk
 
         def chunk(x_BTD, shared, weights, number):
@@ -239,8 +237,8 @@ class Stack(nnx.Module):
             layers: how many; the first begins a period.
 
         Returns:
-            (x of the next layer, ({"k", "v"} stacked, or None without a cache, sums of the
-            routers' losses)).
+            (x of the next layer, (caches of the layers, or None without, sums of the routers'
+            losses)).
         """
         c = self.c
 
@@ -273,10 +271,11 @@ class Stack(nnx.Module):
                 x_BTD, (held, found) = run_one(x_BTD, layer, *kinds)
                 new.append(held)
                 losses += [found] if found else []
-            new = jax.tree.map(lambda *a: jnp.stack(a), *new)
+            new = Apart(new) if "cache" in per_layer else None
             return x_BTD, (new, jax.tree.map(lambda *a: sum(a), *losses) if losses else {})
 
-        if c.unroll >= layers:
+        # A scan would copy every layer's cache; unrolled, each is written in place.
+        if c.unroll >= layers or "cache" in per_layer:
             return several(x_BTD, per_layer, 0, layers)
         period, rounds = c.period, layers // c.period
         whole, scanned = rounds * period, per_layer
@@ -290,12 +289,9 @@ class Stack(nnx.Module):
 
         x_BTD, (new, losses) = jax.lax.scan(body, x_BTD, scanned, unroll=max(c.unroll // period, 1))
         losses = jax.tree.map(lambda a: a.sum(0), losses)
-        if period > 1:
-            new = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), new)
         if whole < layers:  # the pattern's last, unfinished round
             rest = jax.tree.map(lambda a: a[whole:], per_layer)
-            x_BTD, (last, more) = several(x_BTD, rest, whole, layers - whole)
-            new = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), new, last)
+            x_BTD, (_, more) = several(x_BTD, rest, whole, layers - whole)
             losses = jax.tree.map(jnp.add, losses, more)
         return x_BTD, (new, losses)
 
@@ -324,31 +320,34 @@ class Transformer(Stack):
         two = c.assembly == "encoder_decoder"
         self.encoder = Stack(c.of_encoder, table=not c.shared_table, rngs=rngs) if two else None
 
-    def hidden(self, batch, shard, gather, key=None, cache=None):
+    def hidden(self, batch, shard, gather, key=None, cache=None, fresh=False):
         """Runs everything but the head, whose and whose table's weights are given whole.
 
         Args:
             batch: {"tokens", "position", "segment": int32[B, T]}, and "index" where rows are
                 split. Of an encoder-decoder also {"inputs", "inputs_segment": int32[B, S]}, and
-                "inputs_position" where a row holds several documents. "type" [B, T] where there
-                are types of tokens; "prefix" and "order": see `orders`.
+                "inputs_position" where a row holds several documents; with a cache, where they
+                are not in it yet. "type" [B, T] where there are types of tokens; "prefix" and
+                "order": see `orders`.
             shard: function (x, *logical axes) -> x.
             gather: function (path, parameter) -> parameter, for the parameters of one layer.
             key: one dropout key a row [B], or None for no dropout.
             cache: None, or what `cache.make` returns.
+            fresh: whether nothing is in the cache yet.
 
         Returns:
             (final hidden state [B, T, D], cache with the new keys and values, or None, sums of the
             routers' losses).
         """
         table_VD, memory = self.embed[...], None
-        if self.encoder is not None and cache is not None and "memory" in cache:
-            memory = cache["memory"]
+        if self.encoder is not None and "inputs" not in batch:
+            memory = Memory(None, cache["inputs_segment"])
         elif self.encoder is not None:
             keys = split_keys(key, 2)
             memory, key = self._encode(batch, shard, gather, keys[0]), keys[1]
-            cache = cache if cache is None else {**cache, "memory": memory}
-        return self.run(table_VD, batch, shard, gather, key, cache, memory)
+            if cache is not None:
+                cache = {**cache, "inputs_segment": memory.segment_BS}
+        return self.run(table_VD, batch, shard, gather, key, cache, fresh, memory)
 
     def _encode(self, batch, shard, gather, key):
         """Returns the `Memory` of a batch's inputs."""
@@ -451,9 +450,9 @@ def _layer_of(c, stacked, i):
 
     def pick(path, a):
         name = str(getattr(path[1], "key", "")) if len(path) > 1 else ""
-        return a[min(index.get(name, i), a.shape[0] - 1)]
+        return a[min(index.get(name, i), len(a) - 1)]
 
-    return jax.tree_util.tree_map_with_path(pick, stacked)
+    return jax.tree_util.tree_map_with_path(pick, stacked, is_leaf=is_apart)
 
 
 def is_whole(path, x):

@@ -2,17 +2,8 @@
 
 import jax
 
-from jaxllm.models.decode import Sampling, left_pad, make_generate
+from jaxllm.models import generate
 from jaxllm.training.state import place_key
-
-
-def encode_prompt(tokenizer, prompt):
-    """Tokens of a prompt, at least one: a beginning-of-text token where the prompt is empty."""
-    ids = list(tokenizer.encode(prompt))
-    if ids:
-        return ids
-    starts = [t for t in (tokenizer.bos, tokenizer.eos) if t >= 0]
-    return starts[:1] or list(tokenizer.encode("\n")) or [0]
 
 
 def make_sampler(run):
@@ -21,18 +12,18 @@ def make_sampler(run):
     if how.tokens == 0:
         return None
     tokens = how.tokens
-    prompt = encode_prompt(run.tokenizer, how.prompt)
+    prompt = generate.encode(run.tokenizer, how.prompt)
     if run.model.config.position == "learned":
         tokens = min(tokens, run.model.config.positions - len(prompt))
     if tokens < 1:
         return None
-    sampling = Sampling(how.temperature, how.top_k, how.top_p)
-    generate = jax.jit(make_generate(run.model, tokens, sampling, run.tokenizer.eos))
-    batch = left_pad([prompt])
+    sampling = generate.Sampling(how.temperature, how.top_k, how.top_p)
+    draw = jax.jit(generate.make_generate(run.model, tokens, sampling, run.tokenizer.eos))
+    batch = generate.pad([prompt])
 
     def sample(params, step):
         key = jax.random.fold_in(place_key(run.mesh, run.config.seed + 2), step)
-        drawn = jax.device_get(generate(params, batch, key))[0]
+        drawn = jax.device_get(draw(params, batch, key)).tokens[0]
         return run.tokenizer.decode([*prompt, *cut_at(drawn, run.tokenizer.eos)])
 
     return sample
