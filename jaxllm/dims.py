@@ -35,7 +35,7 @@ AXIS_OF_LETTER = {
 }
 
 # The router of a mixture scores all experts on every device: its axis is not that of experts.
-LOGICAL_AXES = frozenset(AXIS_OF_LETTER.values()) | {"router", "types", "buckets"}
+LOGICAL_AXES = frozenset(AXIS_OF_LETTER.values()) | {"router", "types", "buckets", "taps"}
 
 
 class ParamInfo(NamedTuple):

@@ -81,6 +81,9 @@ KINDS = {
     "first tokens": dict(window=3, window_first=2, attention="blocks"),
     "reformer": dict(attention="lsh", kv_heads=4),
     "dropless": dict(experts=4, shared_experts=1, expert_width=24),
+    "griffin": dict(
+        attention_every=3, layers=5, window=5, recurrent_width=48, conv_width=3, out_bias=True,
+    ),
     "places": dict(experts=4, capacity=4.0, layers=4, moe_every=2, window=5, global_every=4),
 }  # fmt: skip
 

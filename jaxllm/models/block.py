@@ -54,12 +54,13 @@ class Context(NamedTuple):
 class Block(nnx.Module):
     """Attention and MLP, or experts, with their norms and residual sums.
 
-    Where some layers have experts and others have not, a block is made without either, and
-    `Transformer` stacks them apart.
+    Where layers differ, in having experts or a recurrence in the place of attention, a block is
+    made without either, and `Stack` stacks them apart.
     """
 
     def __init__(self, c, *, rngs):
-        self.attn = Attention(c, rngs=rngs)
+        if not c.attention_every:
+            self.attn = Attention(c, rngs=rngs)
         looks = c.assembly == "encoder_decoder"
         self.cross = Attention(c, cross=True, rngs=rngs) if looks else None
         self.cross_norm = Norm(c, c.width, "D", rngs=rngs) if looks else None
@@ -75,7 +76,7 @@ class Block(nnx.Module):
         self.attn_out_norm = Norm(c, c.width, "D", rngs=rngs) if after else None
         self.mlp_out_norm = Norm(c, c.width, "D", rngs=rngs) if two and after else None
 
-    def __call__(self, x_BTD, context, *, windowed, sparse, key, cache):
+    def __call__(self, x_BTD, context, *, windowed, sparse, attends, key, cache):
         """Returns (x of the next layer, cache or None, sums of the router's losses).
 
         Args:
@@ -83,6 +84,7 @@ class Block(nnx.Module):
             context: `Context`.
             windowed: whether this layer sees only the model's window.
             sparse: whether it has experts.
+            attends: whether it has attention; else it has a recurrence.
             key: one dropout key a row, or None.
             cache: None, or this layer's, as `cache.make` has it.
         """
@@ -90,6 +92,9 @@ class Block(nnx.Module):
         crossed = {}  # what a cache keeps of the encoder's memory
 
         def attend(y_BTD):
+            if not attends:
+                y_BTD, new = self.recurrence(wire.join(y_BTD), context.rows, context.shard, cache)
+                return dropout(y_BTD, self.rate, keys[0], context.index_BT), new
             held = None if cache is None else (cache, context.at)
             y_BTD, new = self.attn(
                 wire.join(y_BTD),

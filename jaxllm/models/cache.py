@@ -97,8 +97,9 @@ def make(c, rows, length, *, kv_dtype="", slack=0, inputs=0):
 
     Returns:
         {"layers": `Apart` of {"k": [B, K, H, S], "v": [B, K, S, H]} and, where int8, {"k_scale",
-        "v_scale": float32[B, K, S]}; "at": int32[B]}. Of an encoder-decoder also OF_MEMORY in each
-        layer, and "inputs_segment": int32[B, S].
+        "v_scale": float32[B, K, S]}; "at": int32[B]}. Of a layer with a recurrence {"tail": the
+        last inputs of its convolution, "state": float32[B, F]}. Of an encoder-decoder also
+        OF_MEMORY in each layer, and "inputs_segment": int32[B, S].
 
     Raises:
         ConfigError: an unknown kv_dtype, or a model that writes no text.
@@ -108,11 +109,19 @@ def make(c, rows, length, *, kv_dtype="", slack=0, inputs=0):
             "This model is an encoder: it reads text and writes none. Take a decoder or an "
             "encoder_decoder (config.model.assembly)."
         )
+    if c.attention_every and slack:
+        raise ConfigError(
+            "A recurrence (config.model.attention_every) cannot take back a token, as drafts of "
+            "another model need it. Leave --draft out."
+        )
     if kv_dtype not in KV_DTYPES:
         raise ConfigError(f"kv_dtype={kv_dtype!r} is unknown. Try kv_dtype='int8', or ''.")
     K, H, dtype = c.kv_heads, c.head_width, kv_dtype or c.dtype
 
     def one(layer):
+        if not c.has_attention(layer):
+            tail = (rows, c.conv_width - 1, c.recurrent_width)
+            return {"tail": jnp.zeros(tail, c.dtype), "state": jnp.zeros((rows, tail[-1]))}
         S = length
         if c.is_windowed(layer):
             S = min(length, c.window + c.window_first + slack)
@@ -135,7 +144,8 @@ def make(c, rows, length, *, kv_dtype="", slack=0, inputs=0):
 
 def room(c, cache):
     """Tokens that a row of a cache has room for; `positions` where all layers are rings."""
-    rows = [h["k"].shape[3] for i, h in enumerate(cache["layers"]) if not c.is_windowed(i)]
+    whole = [i for i in range(c.layers) if c.has_attention(i) and not c.is_windowed(i)]
+    rows = [cache["layers"][i]["k"].shape[3] for i in whole]
     return max(rows, default=c.positions)
 
 

@@ -43,6 +43,8 @@ NOT_NEGATIVE = (
     "encoder_layers",
     "token_types",
     "position_offset",
+    "attention_every",
+    "recurrent_width",
 )
 
 
@@ -102,6 +104,9 @@ class ModelConfig:
     qk_norm_whole: bool = False  # of all heads of a token together (OLMo 2)
     query_scale: float = 0.0  # multiplies q·k; 0: head_width ** -0.5
     window: int = 0  # keys a windowed layer sees, itself included; 0: all
+    attention_every: int = 0  # every n-th layer attends, the others recur (Griffin: 3); 0: all
+    recurrent_width: int = 0  # of those (RG-LRU), in as many blocks as heads; 0: width
+    conv_width: int = 4  # tokens that their convolution sees, itself included
     window_first: int = 0  # tokens at a document's start that windowed layers see besides
     global_every: int = 0  # every n-th layer is global; 0: all windowed when window > 0
     attention_softcap: float = 0.0  # c: scores become c·tanh(score / c); 0: off
@@ -163,7 +168,13 @@ class ModelConfig:
     def period(self):
         """Layers after which the pattern of windows and experts repeats."""
         windows = self.global_every if self.window and self.global_every else 1
-        return math.lcm(windows, self.moe_every if self.experts else 1)
+        sparse = self.moe_every if self.experts else 1
+        return math.lcm(windows, sparse, self.attention_every or 1)
+
+    def has_attention(self, layer):
+        """Whether `layer` attends; else it recurs."""
+        every = self.attention_every
+        return not every or layer % every == every - 1
 
     def has_experts(self, layer):
         """Whether `layer` has experts in the place of one MLP."""
@@ -262,6 +273,7 @@ def resolve(values, *, vocab, length):
         positions=c.positions or length,
         rope_local_base=c.rope_local_base or c.rope_base,
         expert_width=c.expert_width or c.mlp_width,
+        recurrent_width=c.recurrent_width or c.width,
         encoder_layers=c.encoder_layers or (c.layers if c.assembly == "encoder_decoder" else 0),
     )
     c = dataclasses.replace(c, query_scale=c.query_scale or c.head_width**-0.5)
@@ -283,6 +295,7 @@ def _check(c, values, vocab, length):
         "experts_per_token",
         "moe_every",
         "labels",
+        "conv_width",
     ):
         if getattr(c, name) < 1:
             good = math.gcd(c.width, FIELDS[name]) if name == "heads" else FIELDS[name]
@@ -405,6 +418,18 @@ def _check_assembly(c):
         raise ConfigError(
             f"config.model.window={c.window} is for decoders, whose tokens look back.\n"
             "  Try --config.model.window=0."
+        )
+    if c.attention_every and (c.assembly != "decoder" or c.parallel):
+        raise ConfigError(
+            f"config.model.attention_every={c.attention_every} is for decoders that look back one "
+            "layer after another.\n  Try --config.model.attention_every=0."
+        )
+    if c.attention_every and c.recurrent_width % c.heads:
+        good = math.ceil(c.recurrent_width / c.heads) * c.heads
+        raise ConfigError(
+            f"config.model.recurrent_width={c.recurrent_width} does not split evenly over "
+            f"heads={c.heads}.\n"
+            f"  Try --config.model.recurrent_width={good}."
         )
     if c.position == "buckets" and not (
         c.distance_buckets >= 4

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.models import cache as caches
 from jaxllm.models import orders, pipeline
-from jaxllm.models.attention import Rows
+from jaxllm.models.attention import Attention, Rows
 from jaxllm.models.block import Block, Context, Memory
 from jaxllm.models.cache import Apart, Place, is_apart
 from jaxllm.models.distance import Buckets
@@ -28,6 +28,7 @@ from jaxllm.models.layers import (
 )
 from jaxllm.models.mlp import Mlp
 from jaxllm.models.moe import Moe
+from jaxllm.models.recurrence import Recurrence
 from jaxllm.sharding import wire
 
 INPUT = "input"  # name of a layer's input
@@ -103,6 +104,13 @@ class Stack(nnx.Module):
             return nnx.vmap(lambda key: make(rngs=nnx.Rngs(params=key)))(keys)
 
         self.layers = stack(functools.partial(Block, c), keys)
+        if c.attention_every:
+            of_attn, of_rest = jax.random.split(rngs.params())
+            attending = c.layers // c.attention_every
+            keys = jax.random.split(of_attn, max(attending, 1))
+            self.layers.attn = stack(functools.partial(Attention, c), keys)
+            keys = jax.random.split(of_rest, c.layers - attending)
+            self.layers.recurrence = stack(functools.partial(Recurrence, c), keys)
         if c.experts and c.moe_every > 1:
             of_mlp, of_moe = jax.random.split(rngs.params())
             sparse = c.layers // c.moe_every
@@ -242,14 +250,13 @@ class Stack(nnx.Module):
         """
         c = self.c
 
-        def one(x_BTD, layer, windowed, sparse):
+        def one(x_BTD, layer, windowed, sparse, attends):
             if c.remat == "offload":
                 x_BTD = checkpoint_name(x_BTD, INPUT)
             block = nnx.merge(graph, _gather_layers(context.gather, layer["weights"]))
             held, dropped = layer.get("cache"), layer.get("key")
-            x_BTD, new, losses = block(
-                x_BTD, context, windowed=windowed, sparse=sparse, key=dropped, cache=held
-            )
+            kinds = dict(windowed=windowed, sparse=sparse, attends=attends)
+            x_BTD, new, losses = block(x_BTD, context, key=dropped, cache=held, **kinds)
             return context.shard(x_BTD, "batch", "length", "embed"), (new, losses)
 
         # What is gathered is gathered again, whatever else is kept: it was split to save memory.
@@ -257,18 +264,20 @@ class Stack(nnx.Module):
         if (c.remat != "none" or gathers) and "cache" not in per_layer:
             # Where both passes are in one computation, a compiler finds what is computed twice.
             one = jax.checkpoint(
-                one, policy=REMAT[c.remat], static_argnums=(2, 3), prevent_cse=c.unroll >= layers
+                one, policy=REMAT[c.remat], static_argnums=(2, 3, 4), prevent_cse=c.unroll >= layers
             )
 
         def run_one(x_BTD, *rest):  # a pipeline's backward pass keeps what is named out here
             return one(checkpoint_name(x_BTD, INPUT), *rest)
 
+        def kinds_of(layer):
+            return c.is_windowed(layer), c.has_experts(layer), c.has_attention(layer)
+
         def several(x_BTD, stacked, first, count):
             new, losses = [], []
             for i in range(count):
                 layer = _layer_of(c, stacked, i)
-                kinds = c.is_windowed(first + i), c.has_experts(first + i)
-                x_BTD, (held, found) = run_one(x_BTD, layer, *kinds)
+                x_BTD, (held, found) = run_one(x_BTD, layer, *kinds_of(first + i))
                 new.append(held)
                 losses += [found] if found else []
             new = Apart(new) if "cache" in per_layer else None
@@ -279,18 +288,23 @@ class Stack(nnx.Module):
             return several(x_BTD, per_layer, 0, layers)
         period, rounds = c.period, layers // c.period
         whole, scanned = rounds * period, per_layer
-        if period > 1:  # a stack of some of the layers has whole rounds only
-            scanned = jax.tree.map(lambda a: a[:whole].reshape(rounds, -1, *a.shape[1:]), per_layer)
+        if period > 1:
+
+            def cut(name, a):
+                return a[: _rows(c, name, whole)].reshape(rounds, -1, *a.shape[1:])
+
+            scanned = _map_stacks(cut, per_layer)
 
         def body(x_BTD, layer):
             if period == 1:
-                return run_one(x_BTD, layer, c.is_windowed(0), c.has_experts(0))
+                return run_one(x_BTD, layer, *kinds_of(0))
             return several(x_BTD, layer, 0, period)
 
         x_BTD, (new, losses) = jax.lax.scan(body, x_BTD, scanned, unroll=max(c.unroll // period, 1))
         losses = jax.tree.map(lambda a: a.sum(0), losses)
         if whole < layers:  # the pattern's last, unfinished round
-            rest = jax.tree.map(lambda a: a[whole:], per_layer)
+            # Of a part that these layers have not, any one: a block is made of all its parts.
+            rest = _map_stacks(lambda n, a: a[min(_rows(c, n, whole), len(a) - 1) :], per_layer)
             x_BTD, (_, more) = several(x_BTD, rest, whole, layers - whole)
             losses = jax.tree.map(jnp.add, losses, more)
         return x_BTD, (new, losses)
@@ -442,17 +456,29 @@ class Transformer(Stack):
         return Scores(top_BT + jnp.log(sum_BT), chosen_BT, top_BT)
 
 
+def _rows(c, name, layers):
+    """How many of the first `layers` layers have the part of a block called `name`."""
+    if name in ("mlp", "moe") and c.experts and c.moe_every > 1:
+        having = layers // c.moe_every
+        return having if name == "moe" else layers - having
+    if name in ("attn", "recurrence") and c.attention_every:
+        having = layers // c.attention_every
+        return having if name == "attn" else layers - having
+    return layers
+
+
+def _map_stacks(function, stacked):
+    """Maps function(name of the part of a block, or "", stack) over what is stacked by layer."""
+
+    def one(path, a):
+        return function(str(getattr(path[1], "key", "")) if len(path) > 1 else "", a)
+
+    return jax.tree_util.tree_map_with_path(one, stacked, is_leaf=is_apart)
+
+
 def _layer_of(c, stacked, i):
-    """Takes layer i of stacks of which those of MLPs and experts may have fewer."""
-    apart = c.experts and c.moe_every > 1
-    sparse = i // c.moe_every
-    index = {"moe": sparse, "mlp": i - sparse} if apart else {}
-
-    def pick(path, a):
-        name = str(getattr(path[1], "key", "")) if len(path) > 1 else ""
-        return a[min(index.get(name, i), len(a) - 1)]
-
-    return jax.tree_util.tree_map_with_path(pick, stacked, is_leaf=is_apart)
+    """Takes layer i, counted from a period's start; a part that it has not is any layer's."""
+    return _map_stacks(lambda name, a: a[min(_rows(c, name, i), len(a) - 1)], stacked)
 
 
 def is_whole(path, x):

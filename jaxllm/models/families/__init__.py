@@ -25,6 +25,8 @@ from jaxllm.models.families.gemma import (
     GEMMA3_SIZES,
     GEMMA_NAMES,
     GEMMA_SIZES,
+    GRIFFIN,
+    GRIFFIN_SIZES,
 )
 from jaxllm.models.families.gpt2 import GPT2, GPT2_NAMES, GPT2_SIZES
 from jaxllm.models.families.llama import (
@@ -96,6 +98,7 @@ FAMILIES = {
     "gemma": Family(GEMMA, GEMMA_SIZES, GEMMA_NAMES),
     "gemma2": Family(GEMMA2, GEMMA2_SIZES, GEMMA2_NAMES),
     "gemma3": Family(GEMMA3, GEMMA3_SIZES, GEMMA3_NAMES),
+    "griffin": Family(GRIFFIN, GRIFFIN_SIZES),
     "phi2": Family(PHI2, PHI2_SIZES, PHI2_NAMES),
     "phi3": Family(PHI3, PHI3_SIZES, PHI3_NAMES),
     "olmo2": Family(OLMO2, OLMO2_SIZES, OLMO2_NAMES),

@@ -71,6 +71,24 @@ GEMMA3_SIZES = {
     "27b": _gemma3(62, 5376, 32, 16, 21504, head_width=128, query_scale=168**-0.5),
 }
 
+# Griffin (arXiv:2402.19427) as RecurrentGemma has it: of three layers two recur, one looks back
+# over a window.
+GRIFFIN = dict(
+    GEMMA,
+    attention_every=3,
+    window=2048,
+    rope_fraction=0.5,
+    out_bias=True,
+    mlp_bias=True,
+    logit_softcap=30.0,
+    kv_heads=1,
+)
+
+GRIFFIN_SIZES = {
+    "2b": _size(26, 2560, 10, 1, 7680),
+    "9b": _size(38, 4096, 16, 1, 12288),
+}
+
 GEMMA_NAMES = llama.LLAMA_NAMES
 
 _NAMES = llama.names(
