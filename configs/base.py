@@ -17,6 +17,7 @@ def get_config(arg=None):
     c = ConfigDict()
     c.steps = 1_300  # updates
     c.seed = 0  # of the weights, the order of the data, dropout
+    c.init_from = ""  # work directory whose parameters a new run starts from; "": drawn
 
     # family: jaxllm.models.families; size: one of the family's, or "" for sizes of your own.
     # Every field of jaxllm.models.config.ModelConfig may be set and wins over the family's.
@@ -75,8 +76,7 @@ def get_config(arg=None):
     c.sample.prompt = "\n"
     c.sample.tokens = 200
     c.sample.temperature = 0.8
-    c.sample.top_k = 0  # 0: off
-    c.sample.top_p = 1.0  # 1: off
+    c.sample.update(top_k=0, top_p=1.0)  # 0 and 1: off
     c.profile = dict(first=0, steps=0)  # trace `steps` steps from step `first`; 0 steps: off
 
     c.plan = ConfigDict()  # of jaxllm.plan

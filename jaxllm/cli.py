@@ -11,7 +11,7 @@ import jaxlib
 from absl import flags, logging
 
 from jaxllm import host, settings
-from jaxllm.config import ConfigError
+from jaxllm.config import ConfigError, near
 from jaxllm.data import DataError
 from jaxllm.tokenizers import TokenizerError
 from jaxllm.training import ranges
@@ -24,13 +24,15 @@ INTERRUPTED_STATUS = 130  # as shells have it, of a command that does not catch 
 EXPECTED_ERRORS = (ConfigError, DataError, TokenizerError, LockError, flags.Error)
 
 
-def run(doc, define_flags, main):
+def run(doc, define_flags, main, commands=()):
     """Runs a command and exits.
 
     Args:
         doc: the module's docstring, printed by --help.
         define_flags: defines the command's absl flags.
-        main: (config file or "", settings on the command line) -> exit status.
+        main: (config file or "", settings on the command line) -> exit status; where there are
+            `commands`, the one that was given comes first.
+        commands: words of which one must come first on the command line.
     """
     define_flags()
     logging.set_verbosity(logging.WARNING)  # Orbax tells 30 lines a checkpoint
@@ -40,10 +42,11 @@ def run(doc, define_flags, main):
         if {"--help", "-h", "-help"} & set(rest):
             print(doc + "\nFlags:\n" + flags.FLAGS.main_module_help())
             sys.exit(0)
+        chosen = [_command(rest, commands)] if commands else []
         extra = flags.FLAGS([sys.argv[0], *rest])[1:]
         if extra:
             raise ConfigError(f"Unknown argument {extra[0]!r}. See --help.")
-        status = main(file, overrides)
+        status = main(*chosen, file, overrides)
     except EXPECTED_ERRORS as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(CONFIG_STATUS)
@@ -51,6 +54,21 @@ def run(doc, define_flags, main):
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
     sys.exit(status)
+
+
+def _command(words, commands):
+    """Takes the first word off a command line.
+
+    Raises:
+        ConfigError: it is none of the commands.
+    """
+    if not words or words[0] not in commands:
+        word = words[0] if words else "nothing"
+        raise ConfigError(
+            f"The first word is {word!r}.{near(word, commands)} Known: {', '.join(commands)}. "
+            "See --help."
+        )
+    return words.pop(0)
 
 
 def load_config(file, overrides):

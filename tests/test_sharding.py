@@ -82,6 +82,12 @@ def test_eight_devices_train_as_one_by_every_rule(rules, place, compile_cache):
     check_equal("data 2 x fsdp 2 x tensor 2", rules, (), place, compile_cache)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_heads_that_are_normed_together_may_be_on_several_devices(kv_heads, place, compile_cache):
+    fields = (("norm_place", "out"), ("qk_norm_whole", True), ("kv_heads", kv_heads))
+    check_equal("data 2 x fsdp 2 x tensor 2", "zero3", fields, place, compile_cache)
+
+
 def bytes_on_device(tree, device=0):
     """Bytes that one device holds of a tree of arrays."""
     total = 0

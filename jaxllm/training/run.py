@@ -12,7 +12,7 @@ import jax
 
 from jaxllm.config import ConfigError
 from jaxllm.scaling import devices
-from jaxllm.training import announce, drift, hosts, processes, setup
+from jaxllm.training import announce, drift, hosts, initial, processes, setup
 from jaxllm.training.arrays import MismatchError
 from jaxllm.training.checkpoint import Checkpoints
 from jaxllm.training.lock import RunLock
@@ -92,6 +92,8 @@ def _train(run, workdir, lock, stop, stack, notes, started):
                 f"--config.steps than {config.steps}, or another --workdir."
             )
         return EXIT["done"]
+    if newest is None and config.init_from:
+        initial.check(run)
     # Two compilations at once: XLA compiles one program on one core.
     pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     compiling = pool.submit(compile_step, run)
@@ -178,6 +180,8 @@ def restore_or_create(run, checkpoints, step):
         ConfigError: the checkpoint was made with another tokenizer, model, optimizer or order of
             the data.
     """
+    if step is None and run.config.init_from:
+        return run.start(initial.load(run)), Progress()
     if step is None:
         return run.create(place_key(run.mesh, run.config.seed)), Progress()
     try:

@@ -40,6 +40,7 @@ class Run(NamedTuple):
         infos: {path: ParamInfo}.
         abstract: TrainState of shapes and shardings.
         create: random key -> TrainState, sharded from birth.
+        start: params -> TrainState of step 0 with these; donates them.
         step: (state, refs, batch) -> (state, metrics); not yet compiled, donates the state.
         evaluate: (params, refs, batch) -> Loss; jitted.
         tokenizer: as `tokenizers` makes; None, as all below, where nothing is to be read.
@@ -54,6 +55,7 @@ class Run(NamedTuple):
     infos: dict
     abstract: Any
     create: Any
+    start: Any
     step: Any
     evaluate: Any
     tokenizer: Any = None
@@ -211,9 +213,14 @@ def assemble_program(config, vocab, devices):
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = make_step(loss, tx, schedule, options, mesh, specs)
     told = COMPILER_OPTIONS.get(platform)
+
+    def from_params(params):
+        return create(lambda _: params, tx, None, ema=bool(config.step.ema), scaled=scaled)
+
+    start = jax.jit(from_params, donate_argnums=0, out_shardings=places)
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None), compiler_options=told)
     evaluate = jax.jit(make_evaluate(loss, mesh, specs))
-    return Run(config, mesh, model, infos, abstract, make_state, step, evaluate)
+    return Run(config, mesh, model, infos, abstract, make_state, start, step, evaluate)
 
 
 def open_tokenizer(config, workdir):

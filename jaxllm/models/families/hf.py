@@ -52,61 +52,18 @@ TYPES = {
 }
 
 # Fields of a file that change nothing that is computed here.
-HARMLESS = frozenset(
-    [
-        "architectures",
-        "auto_map",
-        "_name_or_path",
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "use_cache",
-        "initializer_range",
-        "attention_dropout",
-        "attn_pdrop",
-        "resid_pdrop",
-        "embd_pdrop",
-        "output_hidden_states",
-        "output_attentions",
-        "return_dict",
-        "output_router_logits",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-        "pretraining_tp",
-        "chunk_size_feed_forward",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "task_specific_params",
-        "n_ctx",
-        "reorder_and_upcast_attn",
-        "cache_implementation",
-        "gradient_checkpointing",
-        "is_llama_config",
-        "transformers.js_config",
-        "_attn_implementation",
-        "attn_implementation",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "unk_token_id",
-        "sep_token_id",
-        "max_length",
-        "do_sample",
-        "summary_activation",
-        "summary_type",
-        "summary_first_dropout",
-        "summary_proj_to_labels",
-        "summary_use_proj",
-        "model_type",
-        "_sliding_window_pattern",
-        "hidden_act",
-        "hidden_activation",
-        "activation_function",
-        "max_window_layers",
-        "tokenizer_class",
-    ]
-)
+_HARMLESS = """
+architectures auto_map _name_or_path transformers_version dtype torch_dtype use_cache
+initializer_range attention_dropout attn_pdrop resid_pdrop embd_pdrop output_hidden_states
+output_attentions return_dict output_router_logits router_aux_loss_coef router_jitter_noise
+pretraining_tp chunk_size_feed_forward id2label label2id problem_type task_specific_params n_ctx
+reorder_and_upcast_attn cache_implementation gradient_checkpointing is_llama_config
+transformers.js_config _attn_implementation attn_implementation bos_token_id eos_token_id
+pad_token_id unk_token_id sep_token_id max_length do_sample summary_activation summary_type
+summary_first_dropout summary_proj_to_labels summary_use_proj model_type _sliding_window_pattern
+hidden_act hidden_activation activation_function max_window_layers tokenizer_class
+"""
+HARMLESS = frozenset(_HARMLESS.split())
 # Fields that are known with these values alone.
 ONLY = {
     "scale_attn_by_inverse_layer_idx": (False,),
@@ -121,15 +78,10 @@ ONLY = {
     "mlp_only_layers": ([],),
 }
 _READ = frozenset(
-    [
-        "attention_bias",
-        "mlp_bias",
-        "use_sliding_window",
-        "sliding_window",
-        "sliding_window_pattern",
-        "layer_types",
-        "query_pre_attn_scalar",
-    ]
+    {
+        *("attention_bias", "mlp_bias", "use_sliding_window", "sliding_window"),
+        *("sliding_window_pattern", "layer_types", "query_pre_attn_scalar"),
+    }
 )
 
 
@@ -166,6 +118,9 @@ def from_hf(data, strict=False):
             values[ours] = _number(*found[0])
         elif ours in _NEEDED:
             raise ConfigError(f"config.json has no {theirs[0]!r}.")
+    for ours in ("attention_softcap", "logit_softcap"):
+        if set(_OPTIONAL[ours]) & data.keys():
+            values.setdefault(ours, 0.0)  # null is none, not the family's
     if "mlp_width" not in values:
         if strict and kind != "gpt2":
             raise ConfigError("config.json has no 'intermediate_size'.")

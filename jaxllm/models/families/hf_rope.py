@@ -5,14 +5,10 @@ import math
 from jaxllm.config import ConfigError
 
 FIELDS = frozenset(
-    [
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "rope_local_base_freq",
-        "partial_rotary_factor",
-        "original_max_position_embeddings",
-    ]
+    {
+        *("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq"),
+        *("partial_rotary_factor", "original_max_position_embeddings"),
+    }
 )
 _KNOWN = {
     "default": (),

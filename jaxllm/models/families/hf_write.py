@@ -57,6 +57,8 @@ def to_hf(c, family):
         )
     kind = kinds[family]
     fields = {"model_type": kind, "architectures": [ARCHITECTURES[kind]]}
+    # Else transformers takes those of the family's first model, which may be no tokens here.
+    fields |= dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
     if kind == "gpt2":
         fields |= {theirs: getattr(c, ours) for ours, theirs in _GPT2.items()}
         fields["activation_function"] = _ACTIVATIONS[c.activation]

@@ -1,0 +1,133 @@
+"""Brings other people's weights in and takes ours out; averages checkpoints.
+
+    python -m jaxllm.convert import --from=DIR --to=WORKDIR [--config.mesh.fsdp=8 …]
+    python -m jaxllm.convert export --from=WORKDIR --to=DIR [--step=best] [--dtype=bfloat16]
+    python -m jaxllm.convert average --from=RUN --steps=100,200,300 --to=WORKDIR
+    python -m jaxllm.convert average --from=RUN1,RUN2,… [--greedy --by=validation] --to=WORKDIR
+
+DIR is a Hugging Face folder: config.json, safetensors, tokenizer. Import writes a work directory
+that jaxllm.sample and jaxllm.evaluate open and that a new run starts from (--config.init_from).
+Export writes the same bytes for each tensor, where nothing was trained since. After both, logits on
+fixed tokens are compared with those of transformers (pip install -r requirements-hf.txt) and the
+result is written into certificate.json; one that fails stops the command, unless
+--allow_uncertified. --reference=certificate.json stands for transformers on a machine without it.
+
+Exit status: 0 done; 2 wrong input, or a certificate that failed.
+"""
+
+import pathlib
+
+import jax
+from absl import flags
+
+from jaxllm import cli
+from jaxllm.config import ConfigError
+from jaxllm.models.weights import certify, safetensors
+from jaxllm.training import average, imported
+
+COMMANDS = ("import", "export", "average")
+# Beside the package, wherever that is installed.
+BASE_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
+
+
+def define_flags():
+    """Defines the command's flags."""
+    flags.DEFINE_string("from", None, "what is read", required=True)
+    flags.DEFINE_string("to", None, "what is written", required=True)
+    flags.DEFINE_string("tokenizer", "", "import: byte, or a directory with one; else the folder's")
+    flags.DEFINE_string("step", "latest", "export: latest, best (by validation) or a number")
+    flags.DEFINE_string("dtype", "", "export: float32, bfloat16, float16; else as they came")
+    flags.DEFINE_float("shard_gb", 5.0, "export: most GB in a file", lower_bound=1e-6)
+    flags.DEFINE_string("reference", "", "certificate.json of the same weights to compare with")
+    flags.DEFINE_bool("allow_uncertified", False, "go on where the certificate fails")
+    flags.DEFINE_list("steps", [], "average: checkpoints of one run")
+    flags.DEFINE_bool("greedy", False, "average: keep only models that make it no worse")
+    flags.DEFINE_string("by", "validation", "average: what --greedy goes by")
+
+
+def main(command, file, overrides):
+    """Runs one of the commands."""
+    f = flags.FLAGS
+    return {"import": _import, "export": _export, "average": _average}[command](
+        f["from"].value, pathlib.Path(f.to), file, overrides
+    )
+
+
+def _import(source, workdir, file, overrides):
+    imported.refuse_used(workdir)
+    view = imported.open_view(source)
+    tokenizer = imported.tokenizer_of(view, flags.FLAGS.tokenizer)
+    config, _ = cli.load_config(file or str(BASE_CONFIG), overrides)
+    cli.start(config)
+    imported.complete(config, view, tokenizer)
+    run, params = imported.read(config, view, tokenizer)
+    certificate = imported.certificate_of(view, run, params, flags.FLAGS.reference)
+    workdir.mkdir(parents=True, exist_ok=True)
+    _stop_unless_certified(certificate, workdir)
+    imported.write(workdir, run, params, view, tokenizer, certificate)
+    count = sum(x.size for x in jax.tree.leaves(params))
+    print(f"{workdir}: {run.config.model.family}, {count:,} parameters, from {source}")
+    print(f"Now: python -m jaxllm.sample --workdir={workdir} --prompt=…")
+    return 0
+
+
+def _export(source, folder, file, overrides):
+    if file:
+        raise ConfigError("The run's own config is used. Leave --config out.")
+    cli.start(imported.load_config(source, overrides))
+    f = flags.FLAGS
+    trained = imported.open_run(source, overrides, f.step)
+    view, notes = imported.view_of(source, trained, f.dtype)
+    safetensors.write_folder(view, folder, shard_bytes=int(f.shard_gb * 1e9))
+    # What was written is read again, so that the certificate is of the files.
+    written = imported.open_view(folder)
+    config = trained.run.config
+    run, params = imported.read(config, written, trained.run.tokenizer)
+    certificate = imported.certificate_of(written, run, params, f.reference)
+    _stop_unless_certified(certificate, folder)
+    for note in notes:
+        print(f"note: {note}")
+    print(f"{folder}: {len(view.tensors):,} tensors of step {trained.step} of {source}")
+    return 0
+
+
+def _stop_unless_certified(certificate, folder):
+    """Writes and tells a certificate.
+
+    Raises:
+        ConfigError: it failed, and that is not allowed.
+    """
+    path = folder / imported.CERTIFICATE
+    certify.write(certificate, path)
+    words = certify.words(certificate)
+    if certificate["status"] == "failed" and not flags.FLAGS.allow_uncertified:
+        raise ConfigError(
+            f"{words}.\n  {path} has the numbers. The model here is not theirs; to go on all the "
+            "same, try --allow_uncertified."
+        )
+    print(words)
+
+
+def _average(source, workdir, file, overrides):
+    if file:
+        raise ConfigError("The first run's own config is used. Leave --config out.")
+    f = flags.FLAGS
+    imported.refuse_used(workdir)
+    if f.by != "validation":
+        raise ConfigError(f"--by={f.by!r} is unknown. Known: validation.")
+    runs = [run for run in source.split(",") if run]
+    if f.steps and len(runs) > 1:
+        raise ConfigError("--steps are of one run; --from names several. Give one of the two.")
+    parts = [(runs[0], step) for step in f.steps] or [(run, "latest") for run in runs]
+    cli.start(imported.load_config(parts[0][0], overrides))
+    found = average.soup(parts, overrides, greedy=f.greedy)
+    workdir.mkdir(parents=True, exist_ok=True)
+    average.write(workdir, found)
+    for line in found.lines:
+        print(line)
+    print(f"{workdir}: the average of {len(found.kept)} of {len(parts)} models")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, define_flags, main, COMMANDS)
