@@ -199,8 +199,7 @@ def write(held, k_BTKH, v_BTKH, place, ring, shard):
         ring: `Ring`.
         shard: function (x, *logical axes) -> x.
     """
-    B, T = k_BTKH.shape[:2]
-    S = held["k"].shape[3]
+    T, S = k_BTKH.shape[1], held["k"].shape[3]
     stored = _stored(held, k_BTKH, v_BTKH)
     put = _put_fresh if place.fresh else _put
     if not place.fresh:
