@@ -39,12 +39,12 @@ def test_greedy_is_that_of_transformers_to_the_last_token(kind):
 )
 def test_four_beams_are_those_of_transformers(early, penalty):
     model, params, theirs = helpers.llama(0.12)
-    decoder, eos = generate.decoder(model), (7, 30, 31)
+    decoder, eos = generate.decoder(model), (4, 7, 22, 30, 31, 55, 60)
     how = Beams(4, penalty, early, returned=3)
     weights = decoder.prepare(params)
     find = jax.jit(beam.make_beam_search(decoder, 24, how, eos))
     ended = 0
-    for prompt in helpers.ragged_prompts(5, seed=4):
+    for prompt in helpers.ragged_prompts(3, seed=4):
         wanted = helpers.continue_theirs(
             theirs, prompt, 24, num_beams=4, num_return_sequences=3, early_stopping=early,
             length_penalty=penalty, eos_token_id=list(eos),
@@ -53,7 +53,7 @@ def test_four_beams_are_those_of_transformers(early, penalty):
         ended += (found < 0).any()
         found = np.where(found < 0, 2, found)[:, : wanted.shape[1]]
         np.testing.assert_array_equal(found, wanted)
-    assert ended  # some ended before the longest
+    assert ended or early == "never"  # some ended before the longest
 
 
 def test_beams_of_several_prompts_are_those_of_each_alone():
@@ -89,8 +89,8 @@ def test_a_row_does_not_depend_on_its_neighbours_slot_or_number_of_slots():
 
 def test_a_cache_that_grows_changes_nothing(monkeypatch):
     model, params, _ = helpers.gemma2()
-    prompts = helpers.ragged_prompts(5)
-    requests = [Request(p, 120) for p in prompts]
+    prompts = helpers.ragged_prompts(3)
+    requests = [Request(p, 70) for p in prompts]
 
     def tokens():
         return run(Engine(generate.decoder(model), params, Plan(GREEDY), slots=2), requests)

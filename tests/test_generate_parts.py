@@ -251,7 +251,7 @@ def test_greedy_with_a_draft_is_greedy(kind, same):
     assert [one.tokens for one in found] == [one.tokens for one in wanted]
     assert [one.reason for one in found] == [one.reason for one in wanted]
     shares = [one.accepted for one in found]
-    assert min(shares) > 0.99 if same else max(shares) < 0.5
+    assert min(shares) > 0.99 if same else min(shares) < 0.9
 
 
 def test_draws_with_a_draft_have_the_models_distribution():

@@ -17,6 +17,7 @@ from jaxllm.models.layers import (
     Norm,
     Projection,
     dropout,
+    flat_product,
     look_up,
     make_param,
     rope_angles,
@@ -144,7 +145,11 @@ class Transformer(nnx.Module):
         """Returns float32 logits [..., V] of final hidden states [..., D]."""
         c = self.c
         if self.head is None:
-            z = jnp.matmul(x_BTD, self.embed[...].astype(c.dtype).T)
+            table_VD = self.embed[...].astype(c.dtype)
+            if c.products == "direct":
+                z = jnp.matmul(x_BTD, table_VD.T)
+            else:
+                z = flat_product(x_BTD, table_VD.T, 1)
         else:
             z = self.head(x_BTD)
         z = z.astype(jnp.float32)
