@@ -87,6 +87,7 @@ def test_a_row_does_not_depend_on_its_neighbours_slot_or_number_of_slots():
     assert other != together[6] and len(together[6]) > 1
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_changes_nothing(monkeypatch):
     model, params, _ = helpers.gemma2()
     prompts = helpers.ragged_prompts(3)
