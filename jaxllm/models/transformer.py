@@ -20,6 +20,7 @@ from jaxllm.models.layers import (
     Norm,
     Projection,
     dropout,
+    flat_product,
     look_up,
     make_param,
     rope_angles,
@@ -421,7 +422,9 @@ class Transformer(Stack):
     def _to_vocab(self, x_BTD):
         c = self.c
         if self.head is None:
-            z = jnp.matmul(x_BTD, self.embed[...].astype(c.dtype).T)
+            table_VD = self.embed[...].astype(c.dtype)
+            by_hand = c.products != "direct"
+            z = flat_product(x_BTD, table_VD.T, 1) if by_hand else jnp.matmul(x_BTD, table_VD.T)
             z = z if self.head_bias is None else z + self.head_bias[...].astype(c.dtype)
         else:
             z = self.head(x_BTD)
