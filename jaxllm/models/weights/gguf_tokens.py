@@ -6,6 +6,8 @@ from jaxllm.config import near
 from jaxllm.models.weights.tensors import WeightsError
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
+# Pieces are tried at every cut: a very long one would take for ever.
+TOKEN_CHARACTERS = 1_024
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -83,7 +85,7 @@ def files(keys, path):
             f"{path}: tokenizer.ggml.model={kind!r} has no counterpart here. Known: gpt2, llama."
         )
     tokens, kinds = _vocabulary(keys, path)
-    record = _gpt2(keys, tokens, path) if kind == "gpt2" else _llama(keys, tokens, path)
+    record = _gpt2(keys, tokens, path) if kind == "gpt2" else _llama(keys, tokens, kinds, path)
     record["added_tokens"] = [
         _added(i, token, kinds[i] != USER)
         for i, token in enumerate(tokens)
@@ -110,9 +112,12 @@ def _vocabulary(keys, path):
         raise WeightsError(
             f"{path}: {len(tokens):,} tokenizer.ggml.tokens but {len(kinds):,} token_type."
         )
-    if len(set(tokens)) != len(tokens):
-        twice = next(t for i, t in enumerate(tokens) if t in tokens[:i])
-        raise WeightsError(f"{path}: tokenizer.ggml.tokens holds {twice!r} twice.")
+    seen = set()
+    for token in tokens:
+        if token in seen or len(token) > TOKEN_CHARACTERS:
+            wrong = "twice" if token in seen else f"with more than {TOKEN_CHARACTERS:,} characters"
+            raise WeightsError(f"{path}: tokenizer.ggml.tokens holds {token[:80]!r} {wrong}.")
+        seen.add(token)
     return tokens, kinds
 
 
@@ -173,7 +178,7 @@ def _gpt2(keys, tokens, path):
     )
 
 
-def _llama(keys, tokens, path):
+def _llama(keys, tokens, kinds, path):
     """SentencePiece's BPE: the merge whose result scores highest comes first."""
     scores = keys.get("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(tokens):
@@ -194,7 +199,7 @@ def _llama(keys, tokens, path):
     return _record(
         _model(
             tokens,
-            _merges(tokens, [float(s) for s in scores]),
+            _merges(tokens, kinds, [float(s) for s in scores]),
             unk_token=tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
@@ -204,15 +209,19 @@ def _llama(keys, tokens, path):
     )
 
 
-def _merges(tokens, scores):
-    """Lists the pairs of pieces that make a piece, best result first."""
+def _merges(tokens, kinds, scores):
+    """Lists the pairs of pieces that make a piece, best result first.
+
+    SentencePiece goes from the left where two pairs make the same piece, which merges cannot say;
+    the longer left part comes first, as in the files that transformers makes.
+    """
     ids, found = {token: i for i, token in enumerate(tokens)}, []
     for i, token in enumerate(tokens):
-        for cut in range(1, len(token)):
+        for cut in range(1, len(token) if kinds[i] == NORMAL else 0):
             left, right = ids.get(token[:cut]), ids.get(token[cut:])
             if left is not None and right is not None:
-                found.append((-scores[i], left, right))
-    return [[tokens[left], tokens[right]] for _, left, right in sorted(found)]
+                found.append((-scores[i], i, -cut, left, right))
+    return [[tokens[left], tokens[right]] for *_, left, right in sorted(found)]
 
 
 def _added(i, token, special):
