@@ -11,6 +11,7 @@ from jaxllm.config import near
 from jaxllm.tokenizers import base, chat_guard, sandbox
 from jaxllm.tokenizers.base import TokenizerError
 from jaxllm.tokenizers.chat_templates import BUILT_IN
+from jaxllm.tokenizers.named import named_tokens
 
 TEMPLATE_FILE = "chat_template.json"
 ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")
@@ -133,7 +134,7 @@ def of_files(files, name="default"):
     Raises:
         TokenizerError: a file that is damaged, or no template of that name.
     """
-    specials = chat_guard.named_tokens(files, NAMED)
+    specials = {f"{n}_token": token for n, token in named_tokens(files, NAMED).items()}
     try:
         if "chat_template.jinja" in files:
             return ChatTemplate(files["chat_template.jinja"].decode(), specials)

@@ -3,7 +3,6 @@
 import json
 import re
 
-from jaxllm.tokenizers import base
 from jaxllm.tokenizers.base import TokenizerError
 
 # A plane for private use: no text means anything by these characters.
@@ -110,31 +109,3 @@ def pieces(text, pattern, cuts=()):
         if match:
             yield match.start(), match.end(), match[0]
             at = match.end()
-
-
-def named_tokens(files, names):
-    """Returns {"bos_token": text, …} that a Hugging Face folder's files name.
-
-    Args:
-        files: {name: bytes}; tokenizer_config.json wins over special_tokens_map.json.
-        names: such as "bos".
-
-    Raises:
-        TokenizerError: one of them is no JSON object.
-    """
-    found = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if name not in files:
-            continue
-        try:
-            record = dict(json.loads(files[name]))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise TokenizerError(f"{name} is not a JSON object: {error}.") from error
-        for special in names:
-            value = {f"{special}_token": None, **record}[f"{special}_token"]
-            if isinstance(value, dict) and "content" in value:
-                value = value["content"]
-            if isinstance(value, str):
-                base.utf8(value)
-                found[f"{special}_token"] = value
-    return found

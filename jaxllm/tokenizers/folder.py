@@ -4,8 +4,8 @@ import json
 
 from jaxllm.tokenizers import base, guard
 from jaxllm.tokenizers.base import TokenizerError
-from jaxllm.tokenizers.chat_guard import named_tokens
 from jaxllm.tokenizers.hf import SPECIALS, TOKENIZER_FILE, HfTokenizer
+from jaxllm.tokenizers.named import named_tokens
 from jaxllm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -34,7 +34,7 @@ def from_folder(files):
         TokenizerError: none of them is there, one is damaged, or the folder's class cuts text in
             a way that only its tokenizer.json would say.
     """
-    named = {k.removesuffix("_token"): v for k, v in named_tokens(files, NAMED).items()}
+    named = named_tokens(files, NAMED)
     for name, content in files.items():
         if len(content) > guard.FILE_BYTES:
             raise TokenizerError(f"{name} has {len(content):,} of {guard.FILE_BYTES:,} bytes.")

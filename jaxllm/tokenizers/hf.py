@@ -9,6 +9,7 @@ import tokenizers
 
 from jaxllm.config import near
 from jaxllm.tokenizers import base, guard, hf_train
+from jaxllm.tokenizers.named import FILES, named_tokens
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIALS = ("eos", "bos", "pad")
@@ -169,22 +170,9 @@ def make(
 
 def _beside(directory):
     """Returns the special tokens that the files beside a tokenizer.json name, "" for none."""
-    found = dict.fromkeys(SPECIALS, "")
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = directory / name
-        if not path.is_file():
-            continue
-        try:
-            record = dict(json.loads(guard.read(path)))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise base.TokenizerError(f"{path} is not a JSON object: {error}.") from error
-        for special in SPECIALS:
-            value = {f"{special}_token": None, **record}[f"{special}_token"]
-            if isinstance(value, dict) and "content" in value:
-                value = value["content"]
-            if isinstance(value, str):
-                found[special] = value
-    return found
+    paths = [directory / name for name in FILES]
+    files = {path.name: guard.read(path) for path in paths if path.is_file()}
+    return dict.fromkeys(SPECIALS, "") | named_tokens(files, SPECIALS, f"{directory}/")
 
 
 def restore(settings, files):
