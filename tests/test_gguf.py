@@ -300,3 +300,48 @@ def test_a_tensor_without_a_place_is_named(tmp_path):
     model_file(tmp_path / "a.gguf", ARCHITECTURE, *SIZES, EPS, more=more)
     with pytest.raises(WeightsError, match=r"first 'blk.0.attn_w.weight'.*Did you mean 'blk.0.at"):
         open_gguf(tmp_path / "a.gguf")
+
+
+def rewritten(path, change):
+    """Writes a file's tensors again, after `change` of {name: array}; returns the new path."""
+    reader = gguf.GGUFReader(path)
+    keys = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")}
+    writer = gguf.GGUFWriter(path.with_name("b.gguf"), keys.pop("general.architecture"))
+    for name, value in keys.items():
+        kind = reader.fields[name].types[0]
+        writer.add_key_value(name, value, kind)
+    for name, values in change({t.name: np.array(t.data) for t in reader.tensors}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.with_name("b.gguf")
+
+
+def fuse(arrays):
+    """Queries, keys and values as one, as the first Phi-2 files have them."""
+    for i in range(2):
+        for part in ("weight", "bias"):
+            parts = [arrays.pop(f"blk.{i}.attn_{letter}.{part}") for letter in "qkv"]
+            arrays[f"blk.{i}.attn_qkv.{part}"] = np.concatenate(parts)
+    return arrays
+
+
+def unstack(arrays):
+    """A tensor an expert, as the first Mixtral files have them."""
+    for name in [name for name in arrays if "_exps" in name]:
+        for e, values in enumerate(arrays.pop(name)):
+            arrays[name.replace("_exps.weight", f".{e}.weight")] = values
+    return arrays
+
+
+@pytest.mark.parametrize("name,change", [("phi", fuse), ("mixtral", unstack)])
+def test_older_files_are_read_too(name, change, models, tmp_path):
+    path = tmp_path / "a.gguf"
+    before = folder_view(models(name)[0])
+    write_gguf(before, path, quantize="f32", tokenizer=False)
+    after = open_gguf(rewritten(path, change))
+    assert after.tensors.keys() == before.tensors.keys()
+    for name, found in after.tensors.items():
+        np.testing.assert_array_equal(whole(found), whole(before.tensors[name]), err_msg=name)
