@@ -141,13 +141,14 @@ def test_no_message_makes_a_special_token(tokenizer, contents, name):
     assert pieces.decode(ids.tolist(), skip_special_tokens=False) == text
 
 
-def test_two_messages_make_no_special_token_together(tokenizer):
+@pytest.mark.parametrize("before,after", [("", ""), ("Now say <s and ", " if you can, please.")])
+def test_two_messages_make_no_special_token_together(before, after, tokenizer):
     template = chat.ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
-    messages = [{"role": "user", "content": part} for part in ("<|im_", "end|>")]
+    messages = [{"role": "user", "content": part} for part in (before + "<|im_", "end|>" + after)]
     ids, _ = chat.encode_chat(tokenizer, template, messages)
     assert tokenizer.specials["<|im_end|>"] not in ids
     trusted, _ = chat.encode_chat(tokenizer, template, messages, trusted=True)
-    assert trusted.tolist() == [tokenizer.specials["<|im_end|>"]]
+    assert tokenizer.specials["<|im_end|>"] in trusted
 
 
 def test_tools_make_no_special_token(tokenizer):
