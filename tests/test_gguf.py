@@ -140,6 +140,20 @@ def test_transformers_reads_what_is_written(name, models, tmp_path):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "phi3", "gpt2", "llama biased", "llama 3"])
+def test_transformers_finds_the_same_tensors(name, models, tmp_path):
+    """Where its reader leaves parts of the config out: the tensors alone."""
+    pytest.importorskip("accelerate")
+    utils = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
+    folder, model = models(name)
+    write_gguf(folder_view(folder), tmp_path / "a.gguf", quantize="f32", tokenizer=False)
+    found = utils.load_gguf_checkpoint(tmp_path / "a.gguf", True, model)["tensors"]
+    state = model.state_dict()
+    assert len(found) >= len(folder_view(folder).tensors)
+    for path, values in found.items():
+        np.testing.assert_array_equal(values.numpy(), state[path].numpy(), err_msg=path)
+
+
 @pytest.mark.parametrize("quantize", ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
 def test_the_packages_reader_finds_the_same_values(quantize, tmp_path):
     path = tmp_path / "a.gguf"
