@@ -11,7 +11,8 @@ JOBS ?= 2
 # A stamp carries the hash of what it was made from, so editing a requirement makes it stale
 # and merely touching the file does not.
 HASH := $(shell cat requirements.txt | cksum | cut -d' ' -f1)
-DEV_HASH := $(shell cat requirements.txt requirements-prepare.txt requirements-plot.txt requirements-hf.txt requirements-dev.txt | cksum | cut -d' ' -f1)
+DEV_HASH := $(shell cat requirements.txt requirements-prepare.txt requirements-plot.txt requirements-context.txt \
+    requirements-convert.txt requirements-hf.txt requirements-dev.txt | cksum | cut -d' ' -f1)
 BASE_STAMP := $(VENV)/.base-$(HASH)
 DEV_STAMP := $(VENV)/.dev-$(DEV_HASH)
 

@@ -10,7 +10,7 @@ LAYERS = [  # a package may import packages on earlier lines, never its own or l
     {"sharding", "tokenizers"},
     {"models", "data", "optim"},
     {"objectives", "finetune", "compression"},
-    {"rollouts", "evals", "scaling"},
+    {"rollouts", "evals", "scaling", "context"},
     {"training"},
     {"corpus"},
     {"cli"},  # the flags that commands share

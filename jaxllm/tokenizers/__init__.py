@@ -5,6 +5,7 @@ import pathlib
 from jaxllm import config
 from jaxllm.tokenizers import base, byte, char, hf, sentencepiece
 from jaxllm.tokenizers.base import Tokenizer, TokenizerError
+from jaxllm.tokenizers.folder import from_folder
 
 TOKENIZERS = {
     "byte": byte.make,
@@ -21,7 +22,7 @@ RESTORERS = {
     "hf": hf.restore,
 }
 
-__all__ = ["TOKENIZERS", "Tokenizer", "TokenizerError", "load", "make"]
+__all__ = ["TOKENIZERS", "Tokenizer", "TokenizerError", "from_folder", "load", "make"]
 
 
 def make(section, texts):

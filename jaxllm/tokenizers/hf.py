@@ -9,6 +9,7 @@ import tokenizers
 
 from jaxllm.config import near
 from jaxllm.tokenizers import base, guard, hf_train
+from jaxllm.tokenizers.named import FILES, named_tokens
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIALS = ("eos", "bos", "pad")
@@ -33,6 +34,7 @@ class HfTokenizer:
         guard.check(self.kind, content)
         self._files, self._settings = {TOKENIZER_FILE: content}, specials
         self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        self._trusted = None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -56,14 +58,41 @@ class HfTokenizer:
         return vocabulary[token]
 
     def encode(self, text):
+        return np.array(self._encoding(self._tokenizer, text).ids, np.int32)
+
+    def encode_spans(self, text, specials=False):
+        """Encodes a text and tells where each token stands in it.
+
+        Args:
+            text: what to encode.
+            specials: special tokens in the text become their ids, as in transformers; only for
+                text that is trusted.
+
+        Returns:
+            (ids int32[T], start and end in characters, int64[T, 2]).
+        """
+        tokenizer = self._trusting() if specials else self._tokenizer
+        encoding = self._encoding(tokenizer, text)
+        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        return np.array(encoding.ids, np.int32), spans
+
+    def _trusting(self):
+        """The tokenizer that parses special tokens; another one, since threads may share this."""
+        if self._trusted is None:
+            self._trusted = tokenizers.Tokenizer.from_str(self._files[TOKENIZER_FILE].decode())
+            self._trusted.no_truncation()
+            self._trusted.no_padding()
+        return self._trusted
+
+    @staticmethod
+    def _encoding(tokenizer, text):
         base.utf8(text)
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            return tokenizer.encode(text, add_special_tokens=False)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library's panics are no Exception
             raise base.TokenizerError(f"tokenizer.json fails on this text: {error}") from error
-        return np.array(encoding.ids, np.int32)
 
     def decode(self, ids):
         return base.decode_runs(ids, self.vocab_size, self._decode)
@@ -141,22 +170,9 @@ def make(
 
 def _beside(directory):
     """Returns the special tokens that the files beside a tokenizer.json name, "" for none."""
-    found = dict.fromkeys(SPECIALS, "")
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = directory / name
-        if not path.is_file():
-            continue
-        try:
-            record = dict(json.loads(guard.read(path)))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise base.TokenizerError(f"{path} is not a JSON object: {error}.") from error
-        for special in SPECIALS:
-            value = {f"{special}_token": None, **record}[f"{special}_token"]
-            if isinstance(value, dict) and "content" in value:
-                value = value["content"]
-            if isinstance(value, str):
-                found[special] = value
-    return found
+    paths = [directory / name for name in FILES]
+    files = {path.name: guard.read(path) for path in paths if path.is_file()}
+    return dict.fromkeys(SPECIALS, "") | named_tokens(files, SPECIALS, f"{directory}/")
 
 
 def restore(settings, files):

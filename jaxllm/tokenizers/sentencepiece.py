@@ -19,22 +19,30 @@ class SentencePieceTokenizer:
     Args:
         model: bytes of the .model file.
         lossless: trained here, with settings under which every text survives the round trip.
+        added: {token: id} of special tokens beyond the model's, ids going on where it ends.
+        ends: {"eos" | "bos" | "pad": id}, where it is not the model's own.
     """
 
     kind = "sentencepiece"
 
-    def __init__(self, model, lossless):
+    def __init__(self, model, lossless, added=None, ends=None):
         guard.check(self.kind, model)
+        added, ends = dict(added or {}), dict(ends or {})
         self._files, self._settings = {MODEL_FILE: model}, {"lossless": lossless}
+        # Only where there are any, so that tokenizers without keep their fingerprints.
+        self._settings |= {n: v for n, v in (("added", added), ("ends", ends)) if v}
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.vocab_size = self._processor.vocab_size()
-        self.eos, self.bos = self._processor.eos_id(), self._processor.bos_id()
-        self.pad = self._processor.pad_id()
+        self._own = self._processor.vocab_size()
+        self.vocab_size = self._own + len(added)
+        self.eos = ends.get("eos", self._processor.eos_id())
+        self.bos = ends.get("bos", self._processor.bos_id())
+        self.pad = ends.get("pad", self._processor.pad_id())
         # Spaces are written so, and text that holds it goes in as bytes.
         mark = base.SPACE_MARK.encode()
         self._mark = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in mark] if lossless else []
         of = self._processor
-        self.specials = {of.id_to_piece(i): i for i in self._ids() if of.is_control(i)}
+        self.specials = {of.id_to_piece(i): i for i in range(self._own) if of.is_control(i)}
+        self.specials |= added
         self.fingerprint = base.fingerprint(self.kind, self._settings, self._files)
 
     def encode(self, text):
@@ -48,13 +56,19 @@ class SentencePieceTokenizer:
         return np.array(ids, np.int32)
 
     def decode(self, ids):
-        return base.decode_runs(ids, self.vocab_size, self._processor.decode)
+        return base.decode_runs(ids, self.vocab_size, self._decode)
+
+    def _decode(self, ids):
+        return self._processor.decode([i for i in ids if i < self._own])
 
     def pieces(self):
-        return [base.Piece(*self._piece(i)) for i in self._ids()]
+        added = sorted(self._settings.get("added", {}).items(), key=lambda item: item[1])
+        own = [base.Piece(*self._piece(i)) for i in range(self._own)]
+        return own + [base.Piece(token, "special") for token, _ in added]
 
-    def _ids(self):
-        return range(self.vocab_size)
+    def ids(self):
+        """Returns {piece as the model writes it: id}."""
+        return {self._processor.id_to_piece(i): i for i in range(self._own)}
 
     def _piece(self, i):
         of = self._processor
@@ -136,4 +150,5 @@ def _lines(texts, cut):
 
 def restore(settings, files):
     """Rebuilds a stored SentencePiece tokenizer."""
-    return SentencePieceTokenizer(files[MODEL_FILE], settings["lossless"])
+    more = {name: settings[name] for name in ("added", "ends") if name in settings}
+    return SentencePieceTokenizer(files[MODEL_FILE], settings["lossless"], **more)

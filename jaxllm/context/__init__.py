@@ -1,0 +1,1 @@
+"""Use in context: prompts with examples, choosing them, and retrieval from documents."""
