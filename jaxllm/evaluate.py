@@ -38,7 +38,9 @@ def main(file, overrides):
     place = pathlib.Path(f.workdir) / "data"
     run = trained.run
     data.prepare(config.data, run.tokenizer, place)
-    source = data.open_split(config.data, run.tokenizer, place, f.split, config.seed)
+    source = data.open_split(
+        config.data, run.tokenizer, place, f.split, config.seed, vocab=run.model.config.vocab
+    )
     batch = config.validate.batch
     metrics = validate(run.evaluate, source, run.mesh, trained.params, batch=batch)
     if processes.is_first():

@@ -56,14 +56,21 @@ class HfTokenizer:
         return vocabulary[token]
 
     def encode(self, text):
+        return np.array(self._encode(text).ids, np.int32)
+
+    def locate(self, text):
+        encoding = self._encode(text)
+        places = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        return np.array(encoding.ids, np.int32), places
+
+    def _encode(self, text):
         base.utf8(text)
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            return self._tokenizer.encode(text, add_special_tokens=False)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library's panics are no Exception
             raise base.TokenizerError(f"tokenizer.json fails on this text: {error}") from error
-        return np.array(encoding.ids, np.int32)
 
     def decode(self, ids):
         return base.decode_runs(ids, self.vocab_size, self._decode)

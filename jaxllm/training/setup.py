@@ -228,6 +228,8 @@ def open_data(config, tokenizer, workdir):
     """
     place = pathlib.Path(workdir) / "data"
 
+    vocab = model_vocab(config, tokenizer)
+
     def prepare():
         return data.prepare(config.data, tokenizer, place)
 
@@ -235,7 +237,7 @@ def open_data(config, tokenizer, workdir):
         hosts.share("token shards", lambda: bool(prepare()), PREPARE_S)
     manifests = prepare()
     train, validation = (
-        data.open_split(config.data, tokenizer, place, split, config.seed, steps=steps)
+        data.open_split(config.data, tokenizer, place, split, config.seed, steps=steps, vocab=vocab)
         for split, steps in (("train", config.steps), ("validation", 0))
     )
     notes = data.describe(train, config.steps)
@@ -245,6 +247,11 @@ def open_data(config, tokenizer, workdir):
         if counts
     ]
     return train, validation, notes
+
+
+def model_vocab(config, tokenizer):
+    """Returns how many ids the model of a config has with a tokenizer: as many, or more."""
+    return model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length).vocab
 
 
 def vocabulary(config):
@@ -270,9 +277,10 @@ def vocabulary(config):
 def abstract_batch(run, batch):
     """Shapes and shardings of a batch of `batch` rows."""
     place = sharding.batch_sharding(run.mesh)
+    rows = data.empty(run.config.data, 1) if run.train is None else run.train.empty(1)
     return {
         name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype, sharding=place)
-        for name, x in data.empty_batch(1, run.config.data.length).items()
+        for name, x in rows.items()
     }
 
 
