@@ -80,7 +80,8 @@ def spread(function, mesh, specs, *, gradients):
         specs: what `param_specs` returns.
         gradients: whether the function returns them.
 
-    Axis 0 of every array of a batch is split over ROW_AXES, its last over LENGTH_AXES. Sums are
+    Axis 0 of every array of a batch is split over ROW_AXES, its last (if it is another) over
+    LENGTH_AXES. Sums are
     added up over the devices; a gradient over those that its parameter is not split over (gathering
     has added up the rest).
     """
@@ -107,7 +108,10 @@ def spread(function, mesh, specs, *, gradients):
     def on_all(params, refs, batch, key, *scalars):
         whole, batch = PartitionSpec(), deal_length(batch, mesh)
         places = jax.tree.map(
-            lambda x: PartitionSpec(ROW_AXES, *[None] * (x.ndim - 2), LENGTH_AXES), batch
+            lambda x: PartitionSpec(
+                ROW_AXES, *[None] * (x.ndim - 2), *[LENGTH_AXES] * (x.ndim > 1)
+            ),
+            batch,
         )
         return jax.shard_map(
             on_one,

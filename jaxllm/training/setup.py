@@ -102,6 +102,21 @@ def check_program(config, devices):
 def _check_layout(config, c, shape):
     """Raises ConfigError unless rows, layers, heads and widths divide over the mesh."""
     micro, field = config.step.micro_batches, "step.micro_batches"
+    kind = config.objective.kind
+    if kind in objectives.OF_WHOLE_BATCHES and micro > 1:
+        raise ConfigError(
+            f"config.step.micro_batches={micro}: with objective.kind={kind!r} every example is set "
+            "against all others of its batch, and pieces of a batch see only their own: it would "
+            "be another loss.\n  Try --config.step.micro_batches=1, with more devices or "
+            "--config.model.remat=full for the memory."
+        )
+    parts = {axis: shape[axis] for axis in sharding.LENGTH_AXES if shape[axis] > 1}
+    if kind in objectives.OF_WHOLE_ROWS and parts:
+        axis = next(iter(parts))
+        raise ConfigError(
+            f"config.mesh.{axis}={parts[axis]} cuts rows, and objective.kind={kind!r} looks at "
+            f"whole ones.\n  Try --config.mesh.{axis}=1 and a larger --config.mesh.fsdp."
+        )
     sharding.check_splits("data.batch", config.data.batch, shape, sharding.ROW_AXES, micro, field)
     sharding.check_splits("validate.batch", config.validate.batch, shape, sharding.ROW_AXES)
     halves = (2, "halves of a device's part") if shape["seq"] > 1 else (1, "")

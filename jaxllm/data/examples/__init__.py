@@ -2,7 +2,7 @@
 
 from jaxllm.config import ConfigError
 from jaxllm.data.errors import DataError
-from jaxllm.data.examples import kinds, labelled, rows, written
+from jaxllm.data.examples import kinds, labelled, made, rows, written
 from jaxllm.data.examples.rows import Options
 
 SOURCES = {
@@ -11,6 +11,7 @@ SOURCES = {
     "scored": kinds.scored,
     "tagged": kinds.tagged,
     "answers": kinds.answers,
+    "counting": made.counting,
 }
 # What the examples of a kind are for: `store.TASKS`.
 TASK_OF = {
@@ -49,7 +50,7 @@ def task_of(sources):
         ConfigError: not all are for the same.
     """
     found = {name: {"kind": None, **section}["kind"] for name, section in sources.items()}
-    tasks = {name: TASK_OF.get(kind) for name, kind in found.items()}
+    tasks = {name: _task(kind, sources[name]) for name, kind in found.items()}
     if len(set(tasks.values())) > 1:
         told = ", ".join(f"{name}: {kind}" for name, kind in found.items())
         raise ConfigError(
@@ -57,6 +58,12 @@ def task_of(sources):
             "time."
         )
     return next(iter(tasks.values()), None)
+
+
+def _task(kind, section):
+    if kind == "counting":
+        return {"task": "pairs", **section}["task"]
+    return TASK_OF.get(kind)
 
 
 def check(config, rows_name, options):
