@@ -128,6 +128,12 @@ class Labelled(ExampleRows):
             return 0, 0
         return answer + column
 
+    def context(self, place):
+        """Returns ((first column, last + 1) of the context, example) of a row of `in_order`."""
+        _, example, lap, _ = (int(x[0]) for x in self._packer.find(np.array([place])))
+        column, _, _, count = self.compose(self.layout(example, lap))[0][-1]
+        return (column, column + count), example
+
     def stretch(self, place, first, last):
         """Returns (example, its ids from token `first` to `last` of row `place` of `in_order`).
 
