@@ -152,7 +152,7 @@ def test_an_answer_is_where_its_characters_are_in_every_row_that_has_it_whole(ki
 
 
 def test_csv_parquet_and_packed_files_give_the_same_rows(tmp_path):
-    arrow = pytest.importorskip("pyarrow")
+    arrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
 
     rows = [
         {"text": f'a "b", {i}\nc', "label": "xy"[i % 2], "source": "uv"[i % 2]} for i in range(9)
@@ -162,7 +162,7 @@ def test_csv_parquet_and_packed_files_give_the_same_rows(tmp_path):
     lines = ["text,label,source"]
     lines += ['"' + r["text"].replace('"', '""') + f'",{r["label"]},{r["source"]}' for r in rows]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
-    arrow.parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     want = [(r["text"], r["label"]) for r in rows]
     for name in ("a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet"):
         source = source_of("labelled", tmp_path / name)

@@ -23,7 +23,7 @@ T5 = tokenizers.make(
 def opened(
     directory, kind, tokenizer=BYTES, vocab=300, length=64, split="train", steps=9, **options
 ):
-    transforms = {"t": {"kind": kind, **more}}
+    transforms = {"t": {"kind": kind, **options}}
     config = data_config(length=length, transforms=transforms, batch=8)
     data.check(config)
     data.prepare(config, tokenizer, directory)

@@ -198,7 +198,9 @@ LOCATED = "Größe 日本 naïve  two spaces\nline 😀 end"
 )  # fmt: skip
 def test_a_token_is_located_where_its_text_is(section):
     text = LOCATED if section["kind"] == "hf" else LOCATED + " \N{LOWER ONE EIGHTH BLOCK} x"
-    tokenizer = tokenizers.make(section, lambda: iter([text] * 20))
+    # A character that was not seen is of several tokens where it can be.
+    seen = text if section["kind"] == "char" else text.replace("😀", "")
+    tokenizer = tokenizers.make(section, lambda: iter([seen] * 20))
     ids, places = tokenizer.locate(text)
     assert np.array_equal(ids, tokenizer.encode(text)) and places.shape == (len(ids), 2)
     covered = np.zeros(len(text), int)

@@ -326,6 +326,13 @@ class TokenStream:
             out[row] = self._across(int(starts[row]), length)
         return out
 
+    def piece(self, start, length):
+        """Returns one stretch of the stream, in the dtype of the shards."""
+        s, inside = divmod(start, self._shard_tokens)
+        if inside + length <= self._shard_tokens and length:
+            return self._maps[s][inside : inside + length]
+        return self._across(start, length) if length else np.zeros(0, np.int32)
+
     def read_pieces(self, starts, lengths, places, tokens, targets):
         """Writes stretches of the stream, and the same one token later.
 
