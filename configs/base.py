@@ -35,14 +35,21 @@ def get_config(arg=None):
     # Rows from a growing part of the documents sorted by length, or by a score stored beside the
     # shards (data.shards.write_scores), until that share of the run. none, length, score
     c.data.curriculum = dict(kind="none", until=0.3)
-    # {name: transform of the training rows}: fim, noise, word_dropout; jaxllm.data.TRANSFORMS
+    # {name: transform of rows}; jaxllm.data.TRANSFORMS: fim, noise, word_dropout of training rows;
+    # bert, spans, infill, xlnet, prefix of validation rows too, for models made for them.
     c.data.transforms = ConfigDict()
     c.data.on_change = "refuse"  # to go on with rows in another order; or accept
     # Weight 0: updates, such as (5, 6), and a file's documents, "SOURCE NUMBER" a line.
     c.data.skip = dict(steps=(), documents="")
     c.data.batch = 24  # rows a step, over all devices
     c.data.length = 128  # tokens a row
-    c.data.rows = "windows"  # over the text end to end; packed: whole documents, none cut that fits
+    # windows: over the text end to end; packed: whole documents, none cut that fits. Of examples:
+    # pairs (encoder and decoder), completion (decoder), examples (a head), together (embeddings).
+    c.data.rows = "windows"
+    c.data.input_length = 0  # tokens of the encoder's side of pairs; 0: as `length`
+    c.data.pack = True  # several pairs or completions a row, blind to one another; else one
+    c.data.begin = False  # the beginning token before the input of pairs and completions
+    c.data.start = -1  # the token a decoder of pairs begins with; -1: padding, or 0 without one
     c.data.validation_fraction = 0.1  # of the documents, or of the text if it is one document
     c.data.bad_input = "error"  # error, or skip: what cannot be read is counted and left out
     c.data.cache_dir = ""  # token shards shared by runs; "": in the work directory

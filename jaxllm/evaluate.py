@@ -1,4 +1,4 @@
-"""Evaluates a trained model on a whole split: loss, perplexity, bits per byte.
+"""Evaluates a trained model on a whole split: loss, perplexity, bits per byte; a head's metrics.
 
     python -m jaxllm.evaluate --workdir=DIR [--step=latest|best|N] [--split=validation|train]
 
@@ -12,6 +12,7 @@ from absl import flags
 
 from jaxllm import cli, data
 from jaxllm.config import ConfigError
+from jaxllm.evals import tasks
 from jaxllm.training import processes, reopen
 from jaxllm.training.validate import validate
 
@@ -38,9 +39,15 @@ def main(file, overrides):
     place = pathlib.Path(f.workdir) / "data"
     run = trained.run
     data.prepare(config.data, run.tokenizer, place)
-    source = data.open_split(config.data, run.tokenizer, place, f.split, config.seed)
+    source = data.open_split(
+        config.data, run.tokenizer, place, f.split, config.seed, vocab=run.model.config.vocab
+    )
     batch = config.validate.batch
-    metrics = validate(run.evaluate, source, run.mesh, trained.params, batch=batch)
+    kind, params = config.objective.kind, trained.params
+    metrics = validate(run.evaluate, source, run.mesh, params, batch=batch, of_text=kind == "lm")
+    if kind in tasks.TASKS:
+        more = (source, run.mesh, run.tokenizer, batch)
+        metrics |= tasks.evaluate(kind, run.model, params, *more)
     if processes.is_first():
         print(json.dumps({"step": trained.step, "split": f.split, **metrics}))
     return 0

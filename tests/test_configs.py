@@ -2,11 +2,13 @@
 
 import pytest
 
-from jaxllm import host
+from jaxllm import host, models
 from tests import runs
 
 FOLDER = runs.ROOT / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
+# Needs a model with a head.
+FILES = [name for name in FILES if name != "classify" or "task" in models.Model._fields]
 # Arguments of a config that change what it is made of.
 ARGUMENTS = {
     "shakespeare_char": ["", "nanogpt_cpu", "nanogpt_gpu"],
@@ -25,18 +27,21 @@ def test_every_config_runs_with_smoke(name, argument, compile_cache, tmp_path):
     assert runs.train(config, tmp_path) == 0
     summary = runs.summary(tmp_path)
     assert summary["status"] == "done" and summary["step"] == config.steps <= 5
-    assert 3 < summary["final"]["validation/loss"] < 7
-    assert list(tmp_path.glob("samples/*.txt"))
+    least, most = (0, 3) if config.objective.kind != "lm" else (3, 7)
+    assert least < summary["final"]["validation/loss"] < most
+    assert bool(list(tmp_path.glob("samples/*.txt"))) == bool(config.sample.tokens)
 
 
 @pytest.mark.parametrize("name, argument", CASES)
 def test_the_full_size_of_every_config_is_a_good_one(name, argument, tmp_path):
     """Checked whole but for the files that the user names."""
     paths = []
-    if name in ("text", "pretrain"):
+    if name in ("text", "pretrain", "classify", "seq2seq"):
         text = tmp_path / "text.jsonl"
         text.write_text('{"text": "a"}\n')
-        paths = [("data.sources.main.path", str(text)), ("data.sources.main.kind", "jsonl")]
+        paths = [("data.sources.main.path", str(text))]
+    if name in ("text", "pretrain"):
+        paths.append(("data.sources.main.kind", "jsonl"))
     config, _ = runs.settings.load(f"configs/{name}.py:{argument}", paths, runs.setup.KINDS)
     runs.setup.check(config, host.useful_devices(config))
 
@@ -44,4 +49,4 @@ def test_the_full_size_of_every_config_is_a_good_one(name, argument, tmp_path):
 @pytest.mark.parametrize("name", [*FILES, "base"])
 def test_a_config_is_short(name):
     lines = len((FOLDER / f"{name}.py").read_text().splitlines())
-    assert lines <= (110 if name == "base" else 45)
+    assert lines <= (120 if name == "base" else 45)

@@ -10,6 +10,7 @@ import pytest
 
 from jaxllm import data
 from jaxllm.config import ConfigError
+from jaxllm.data import examples
 from tests.reader_files import (
     LINES,
     PACK,
@@ -247,7 +248,7 @@ def file_sources(tmp_path):
 
 def test_every_source_of_files_can_be_read_file_by_file(tmp_path):
     sources = file_sources(tmp_path)
-    others = {"shakespeare", "tfds", "synthetic", "prepared"}
+    others = {"shakespeare", "tfds", "synthetic", "prepared", *examples.SOURCES}
     assert set(sources) | others == set(data.SOURCES)
     for kind, source in sources.items():
         assert len(source.paths) == 2, kind

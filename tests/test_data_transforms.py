@@ -293,6 +293,3 @@ def test_a_config_transforms_the_rows_of_training_alike_each_time(tmp_path):
         lines = (tmp_path / str(i) / "metrics.jsonl").read_text().splitlines()
         losses.append(json.loads(lines[0])["loss"])
     assert losses[0] == losses[1] != losses[2]
-    made[0].data.transforms.noisy = {"kind": "bert"}
-    with pytest.raises(ConfigError, match="fim, noise, word_dropout"):
-        runs.train(made[0], tmp_path / "bert")

@@ -186,3 +186,29 @@ def test_a_vocabulary_too_large_says_how_large_it_may_be():
 def test_a_wrong_option_names_the_near_one():
     with pytest.raises(ConfigError, match="Did you mean 'vocab_size'"):
         tokenizers.make({"kind": "sentencepiece", "vocabsize": 5}, lambda: iter([TEXT]))
+
+
+LOCATED = "Größe 日本 naïve  two spaces\nline 😀 end"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"kind": "byte"}, {"kind": "char"}, {"kind": "sentencepiece", "vocab_size": 300},
+     {"kind": "hf", "vocab_size": 275}],
+)  # fmt: skip
+def test_a_token_is_located_where_its_text_is(section):
+    text = LOCATED if section["kind"] == "hf" else LOCATED + " \N{LOWER ONE EIGHTH BLOCK} x"
+    # A character that was not seen is of several tokens where it can be.
+    seen = text if section["kind"] == "char" else text.replace("😀", "")
+    tokenizer = tokenizers.make(section, lambda: iter([seen] * 20))
+    ids, places = tokenizer.locate(text)
+    assert np.array_equal(ids, tokenizer.encode(text)) and places.shape == (len(ids), 2)
+    covered = np.zeros(len(text), int)
+    for i, (first, last) in zip(ids, places, strict=True):
+        assert 0 <= first < last <= len(text)
+        covered[first:last] += 1
+        if "�" not in tokenizer.decode([i]):
+            assert tokenizer.decode([i]).strip() == text[first:last].strip()
+    assert covered.all()
+    empty_ids, none = tokenizer.locate("")
+    assert len(empty_ids) == 0 and none.shape == (0, 2)

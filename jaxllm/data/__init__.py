@@ -9,6 +9,7 @@ from jaxllm.data import (
     build,
     code,
     curriculum,
+    examples,
     html,
     prepared,
     shards,
@@ -16,6 +17,7 @@ from jaxllm.data import (
     sources,
     tables,
     tfds_source,
+    transforms,
     warc,
     weights,
 )
@@ -26,7 +28,7 @@ from jaxllm.data.packing import Packed
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.data.rows import empty_batch
 from jaxllm.data.sources import Document, FileSource
-from jaxllm.data.transforms import TRANSFORMS, Transformed
+from jaxllm.data.transforms import NEEDS, TRANSFORMS, Transformed
 from jaxllm.data.windows import Source
 
 SOURCES = {
@@ -43,9 +45,11 @@ SOURCES = {
     "tfds": tfds_source.make,
     "synthetic": sources.synthetic,
     "prepared": prepared.make,
+    **examples.SOURCES,
 }
 # What a row is: a window over the stream of tokens, or whole documents.
 ROWS = {"windows": Source, "packed": Packed}
+ALL_ROWS = ROWS | examples.ROWS
 # Settings of `config.data` that a config need not have.
 DEFAULTS = {
     "rows": "windows",
@@ -56,13 +60,13 @@ DEFAULTS = {
     "curriculum": {"kind": "none", "until": 0.3},
     "skip": {"steps": (), "documents": ""},
     "transforms": {},
+    **examples.Options()._asdict(),
 }
-# Transforms that leave a row a row; the others are for objectives that read more of it.
-OF_ROWS = ("fim", "noise", "word_dropout")
 # The same of a source, besides the options of its kind.
 SECTION = {"weight": 1.0, "split": "auto", "max_epochs": 0.0}
 
 __all__ = [
+    "NEEDS",
     "ROWS",
     "SOURCES",
     "TRANSFORMS",
@@ -75,11 +79,14 @@ __all__ = [
     "Source",
     "Transformed",
     "check",
+    "classes",
     "describe",
     "differences",
+    "empty",
     "empty_batch",
     "explain",
     "make_sources",
+    "needs",
     "open_split",
     "prepare",
     "record",
@@ -116,6 +123,9 @@ def check(config):
     """
     make_sources(config)
     _rows(config)
+    examples.check(config, get(config, "rows"), _options(config))
+    of_examples = get(config, "rows") in examples.ROWS
+    transforms.check(get(config, "transforms"), of_examples and examples.TRANSFORMS)
     curriculum.check(**get(config, "curriculum"))
     skip.check(**get(config, "skip"))
     for field, other in (("over_epochs", "give"), ("on_change", "accept")):
@@ -142,12 +152,44 @@ def _rows(config):
         ConfigError: it names none.
     """
     rows = get(config, "rows")
-    if rows not in ROWS:
+    if rows not in ALL_ROWS:
         raise ConfigError(
-            f"config.data.rows={rows!r} is unknown.{configs.near(rows, ROWS)} "
-            f"Known: {', '.join(ROWS)}.\n  Try --config.data.rows=windows."
+            f"config.data.rows={rows!r} is unknown.{configs.near(rows, ALL_ROWS)} "
+            f"Known: {', '.join(ALL_ROWS)}.\n  Try --config.data.rows=windows."
         )
-    return ROWS[rows]
+    return ALL_ROWS[rows]
+
+
+def _options(config):
+    """Returns the settings of rows of examples."""
+    return examples.Options(*(get(config, name) for name in examples.Options._fields))
+
+
+def needs(config):
+    """Returns {field: what a model must have for it} of the rows and transforms of a config.
+
+    Args:
+        config: `config.data`.
+    """
+    found = {"data.rows": "encoder_decoder"} if get(config, "rows") == "pairs" else {}
+    for name, section in get(config, "transforms").items():
+        if section["kind"] in NEEDS:
+            found[f"data.transforms.{name}.kind"] = NEEDS[section["kind"]]
+    return found
+
+
+def empty(config, rows):
+    """Returns `rows` rows of padding of a config, without reading anything.
+
+    Args:
+        config: `config.data`.
+    """
+    name = get(config, "rows")
+    if name in examples.ROWS:
+        batch = examples.empty(config, name, _options(config), rows)
+    else:
+        batch = empty_batch(rows, config.length)
+    return transforms.of_padding(get(config, "transforms"), batch)
 
 
 def get(config, name):
@@ -202,7 +244,7 @@ def _root(config, directory):
     return pathlib.Path(config.cache_dir or directory).expanduser()
 
 
-def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0):
+def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0, vocab=0):
     """Opens a split of what `prepare` wrote, as rows by random access.
 
     Args:
@@ -213,6 +255,7 @@ def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0)
         seed: of the order of rows.
         verify: also check the sha256 of every file.
         steps: of the run, for what changes over it; 0 where nothing is trained.
+        vocab: ids of the model, which may be more than the tokenizer's; 0: as many.
 
     Raises:
         DataError: not prepared with this tokenizer and these settings, or damaged.
@@ -221,9 +264,13 @@ def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0)
     opened, places = {}, {}
     for name, source in make_sources(config).items():
         path, manifest = places[name] = _find(config, tokenizer, directory, name, source, verify)
+        more = {"options": _options(config)} if get(config, "rows") in examples.ROWS else {}
         opened[name] = _rows(config)(
-            path, manifest, split, batch=config.batch, length=config.length, seed=seed, name=name
-        )
+            path, manifest, split, batch=config.batch, length=config.length, seed=seed, name=name,
+            **more,
+        )  # fmt: skip
+    if more:
+        examples.same_classes({name: manifest for name, (_, manifest) in places.items()})
     if len(opened) == 1:
         (rows,) = opened.values()
     else:
@@ -232,32 +279,20 @@ def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0)
         plan = weights.stages(_each(config, "weight"), *options, tokens, steps * config.batch)
         rows = Mixture(opened, plan, seed)
     rows = _within_limits(config, rows, opened, seed, steps)
+    if steps:
+        rows = _easy_first(config, rows, places, split, seed, steps)
+    marks = transforms.Marks(tokenizer, vocab, get(config, "start"))
+    for number, transform in transforms.make(get(config, "transforms"), marks, bool(steps)):
+        rows = Transformed(rows, transform, f"{seed}/{number}")
+        rows.empty(1)  # too few ids for what it puts in are told now
     if not steps:
         return rows
-    rows = _easy_first(config, rows, places, split, seed, steps)
-    for number, transform in enumerate(_transforms(config, tokenizer)):
-        rows = Transformed(rows, transform, f"{seed}/{number}")
     documents = {name: m["splits"][split]["documents"] for name, (_, m) in places.items()}
     left_out = get(config, "skip")
     skipped = skip.read(left_out["documents"], documents)
     if skipped or left_out["steps"]:
         rows = skip.Skipping(rows, left_out["steps"], skipped)
     return rows
-
-
-def _transforms(config, tokenizer):
-    """Returns the transforms of a config, in their order."""
-    found = []
-    for name, section in get(config, "transforms").items():
-        field = f"data.transforms.{name}"
-        context = tokenizer.vocab_size, tokenizer.eos
-        found.append(configs.make(TRANSFORMS, section, field, *context))
-        if section["kind"] not in OF_ROWS:
-            raise ConfigError(
-                f"config.{field}.kind={section['kind']!r} is for an objective that reads more than "
-                f"tokens and targets. For rows as they are: {', '.join(OF_ROWS)}."
-            )
-    return found
 
 
 def _easy_first(config, rows, places, split, seed, steps):
@@ -310,6 +345,16 @@ def _within_limits(config, rows, opened, seed, steps):
     return rows
 
 
+def classes(source):
+    """Returns the names of the classes or tags of a source's examples, () where it has none.
+
+    Args:
+        source: as `open_split` returns.
+    """
+    (found, *_) = (one.manifest for one in source.sources.values())
+    return tuple({"classes": (), **found}["classes"])
+
+
 def describe(source, steps):
     """Returns a line for each source: how often a run of `steps` steps walks it.
 
@@ -323,6 +368,9 @@ def describe(source, steps):
         lines.append(f"{line}{source.sources[name].train_rows:,}")
         if name in source.held:
             lines[-1] += " (held to its max_epochs; the others have the rest)"
+    for name, one in source.sources.items():
+        if cut := getattr(one, "cut", 0):
+            lines.append(f"data {name}: {cut:,} of {one.examples:,} examples are cut to a row")
     lines += [
         f"data {name}: no rows (its max_epochs allow less than one in a thousand)"
         for name in source.held

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import glob
 import hashlib
 import itertools
@@ -17,6 +18,8 @@ from absl import logging
 from jaxllm.config import ConfigError
 from jaxllm.data import shards
 from jaxllm.data.errors import BadInput, DataError
+from jaxllm.data.examples import store
+from jaxllm.data.examples.records import ExampleSource
 from jaxllm.tokenizers import TokenizerError
 
 # A long document is encoded in pieces of this length, cut after a newline where there is one.
@@ -115,16 +118,24 @@ def _write(source, tokenizer, options, directory, shard_tokens):
         split: shards.SplitWriter(directory, split, tokenizer.vocab_size, shard_tokens)
         for split in shards.SPLITS
     }
-    for text, split, where in split_documents(
-        source.documents(bad), options["validation_fraction"], options["split"]
-    ):
-        _add(writers[split], tokenizer, text, where)
+    fraction, more = options["validation_fraction"], {}
+    if isinstance(source, ExampleSource):
+        if options["split"] == "tail":
+            raise DataError("split='tail' cuts documents; examples are whole. Try split='hash'.")
+        more = store.add_all(
+            source, tokenizer, writers, functools.partial(split_of, fraction=fraction), bad
+        )
+    else:
+        documents = split_documents(source.documents(bad), fraction, options["split"])
+        for text, split, where in documents:
+            _add(writers[split], tokenizer, text, where)
     parts = {split: writer.close() for split, writer in writers.items()}
     if not sum(part["tokens"] for part in parts.values()):
         skipped = "; ".join(bad.examples.values())
         raise DataError(f"The source yields no text at all. {skipped}".rstrip())
     manifest = {
         **options,
+        **more,
         "source": source.describe(),
         "tokenizer": tokenizer.fingerprint,
         "tokenizer_kind": tokenizer.kind,
@@ -190,6 +201,11 @@ def split_hash(text):
     return int.from_bytes(digest, "little")
 
 
+def split_of(text, fraction):
+    """Returns the split that a text belongs to by its hash."""
+    return "validation" if split_hash(text) < fraction * 2**64 else "train"
+
+
 def _split_one(document, fraction, tail):
     text, where = document.text, document.where
     if tail:
@@ -198,5 +214,4 @@ def _split_one(document, fraction, tail):
             if part:
                 yield part, split, where
     else:
-        small = split_hash(text) < fraction * 2**64
-        yield text, "validation" if small else "train", where
+        yield text, split_of(text, fraction), where

@@ -8,7 +8,7 @@ Quotas may change from stage to stage of the run.
 import numpy as np
 
 from jaxllm.data import permute
-from jaxllm.data.rows import Rows, empty_batch
+from jaxllm.data.rows import Rows
 from jaxllm.data.weights import BLOCK_ROWS
 
 
@@ -61,6 +61,10 @@ class Mixture(Rows):
             {name: sources[name] for name in self.sources}, self.stages, self._seed, self.held
         )
 
+    def empty(self, rows):
+        """Returns a batch of padding."""
+        return self._members[0].empty(rows)
+
     @property
     def sources(self):
         """{name: source} of the sources that the rows are of."""
@@ -107,7 +111,7 @@ class Mixture(Rows):
         return self._gather(member, k - begin, "in_order")
 
     def _gather(self, member, row, method):
-        out = empty_batch(len(row), self.length)
+        out = self.empty(len(row))
         for m in np.unique(member):
             here = member == m
             for name, value in getattr(self._members[m], method)(row[here]).items():

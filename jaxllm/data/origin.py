@@ -67,6 +67,8 @@ def record(source, config, seed):
     """
     found = {"seed": seed, "batch": source.batch, "length": source.length}
     found["rows"] = {"rows": "windows", **config}["rows"]
+    options = getattr(next(iter(source.sources.values())), "options", None)
+    found |= options._asdict() if options else {}
     for name, one in source.sources.items():
         content = json.dumps(one.manifest["splits"], sort_keys=True)
         found[f"sources.{name}.shards"] = hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -104,6 +104,76 @@ class Pieces(NamedTuple):
     length: np.ndarray
 
 
+class Packer:
+    """Which documents, or which part of one, are in a row, found without walking to it.
+
+    A document that takes more places than a row has fills rows alone; its rest is packed like a
+    document.
+
+    Args:
+        places: int[documents], how many each takes; at least one takes some.
+        length: places of a row.
+        seed, name, split: of the order of rows and of what meets in them.
+
+    Attributes:
+        rows: rows of an epoch.
+    """
+
+    def __init__(self, places, length, seed, name, split):
+        self.length = length
+        full, rest = np.divmod(places, length)
+        self._long = np.flatnonzero(full)  # documents that fill rows
+        self._long_end = np.cumsum(full[self._long])
+        self._counts = np.bincount(rest, minlength=length + 1)
+        self._first = np.cumsum(self._counts) - self._counts
+        small = np.uint16 if length < 1 << 16 else np.uint32  # radix sort
+        self._by_rest = np.argsort(rest.astype(small), kind="stable")
+        self._counts[0] = 0
+        self._counts[length] = full.sum()
+        self._plan = make_plan(self._counts)
+        self.rows = int(self._plan.end[-1])
+        self._key = permute.make_key("packed rows", seed, name, split)
+        self._piece_key = permute.make_key("packed pieces", seed, name, split)
+
+    def in_training(self, n):
+        """Returns what `find` does of rows `n` of the training order."""
+        epoch, i = np.divmod(n, self.rows)
+        return self.find(permute.permute(permute.subkeys(self._key, epoch), i, self.rows), epoch)
+
+    def find(self, place, epoch=None):
+        """Returns the parts of documents in rows of the plan.
+
+        Args:
+            place: int64, rows of the plan.
+            epoch: int64, of each; None for documents in order.
+
+        Returns:
+            (row, document, lap, length), int64[parts]: index of each part's row among those asked
+            for, its document, which of the rows that the document fills, or -1 for its rest, and
+            its places.
+        """
+        plan = self._plan
+        pattern = np.searchsorted(plan.end, place, "right")
+        rank = place - (plan.end[pattern] - plan.rows[pattern])
+        row, run = spread(plan.first[pattern], plan.first[pattern + 1] - plan.first[pattern])
+        slot, index = spread(np.zeros(len(run), np.int64), plan.each[run])
+        row, run = row[slot], run[slot]
+        index += plan.base[run] + rank[row] * plan.each[run]
+        length = plan.length[run]
+        if epoch is not None:
+            keys = permute.subkeys(self._piece_key, epoch[row] * (self.length + 1) + length)
+            index = permute.permute(keys, index, self._counts[length])
+        whole = length == self.length
+        document, lap = np.empty(len(row), np.int64), np.full(len(row), -1, np.int64)
+        at = np.searchsorted(self._long_end, index[whole], "right")
+        begin = np.concatenate([[0], self._long_end])[at]
+        document[whole] = self._long[at]
+        lap[whole] = index[whole] - begin
+        short = ~whole
+        document[short] = self._by_rest[self._first[length[short]] + index[short]]
+        return row, document, lap, length
+
+
 class Packed(Rows):
     """Rows of whole documents of one shard set's split, with the interface of `windows.Source`.
 
@@ -134,25 +204,10 @@ class Packed(Rows):
                 "has two tokens.\n  Try --config.data.validation_fraction=0.1, or more text."
             )
         self.bytes_per_token = self.bytes / self.tokens
-        self._index(places)
-        self.train_rows = self.epoch_rows = int(self._plan.end[-1])
+        self._packer = Packer(places, length, seed, name, split)
+        self.train_rows = self.epoch_rows = self._packer.rows
         self.efficiency = float(places.sum() / (self.train_rows * length))
         self.steps_per_epoch = -(-self.train_rows // batch)
-        self._key = permute.make_key("packed rows", seed, name, split)
-        self._piece_key = permute.make_key("packed pieces", seed, name, split)
-
-    def _index(self, places):
-        """Makes the plan, and what finds the pieces of each length."""
-        full, rest = np.divmod(places, self.length)
-        self._long = np.flatnonzero(full)  # documents that fill rows
-        self._long_end = np.cumsum(full[self._long])
-        self._counts = np.bincount(rest, minlength=self.length + 1)
-        self._first = np.cumsum(self._counts) - self._counts
-        small = np.uint16 if self.length < 1 << 16 else np.uint32  # radix sort
-        self._by_rest = np.argsort(rest.astype(small), kind="stable")
-        self._counts[0] = 0
-        self._counts[self.length] = full.sum()
-        self._plan = make_plan(self._counts)
 
     def take(self, n):
         """Returns rows `n` of the training order as a batch."""
@@ -160,14 +215,11 @@ class Packed(Rows):
 
     def in_order(self, k):
         """Returns rows `k` of the plan, each document once."""
-        return self._fill(self._pieces(np.asarray(k), None), len(k))
+        return self._fill(self._pieces(self._packer.find(np.asarray(k))), len(k))
 
     def pieces(self, n):
         """Returns the Pieces of rows `n` of the training order."""
-        epoch, i = np.divmod(n, self.train_rows)
-        return self._pieces(
-            permute.permute(permute.subkeys(self._key, epoch), i, self.train_rows), epoch
-        )
+        return self._pieces(self._packer.in_training(n))
 
     def where(self, n):
         """Returns (source, epoch, pieces) of each row `n` of the training order."""
@@ -177,7 +229,7 @@ class Packed(Rows):
 
     def where_in_order(self, k):
         """Returns the pieces of each row `k` of `in_order`."""
-        return self._listed(self._pieces(k, None), len(k))
+        return self._listed(self._pieces(self._packer.find(k)), len(k))
 
     def _listed(self, pieces, rows):
         found = [[] for _ in range(rows)]
@@ -195,34 +247,16 @@ class Packed(Rows):
         means = []
         for first in range(0, self.epoch_rows, 1 << 14):
             k = np.arange(first, min(first + (1 << 14), self.epoch_rows))
-            p = self._pieces(k, None)
+            p = self._pieces(self._packer.find(k))
             total = np.bincount(p.row, scores[p.document] * p.length, len(k))
             means.append(total / np.bincount(p.row, p.length, len(k)))
         return np.concatenate(means)
 
-    def _pieces(self, place, epoch):
-        """Returns the Pieces of rows of the plan; `epoch` is None for documents in order."""
-        plan = self._plan
-        pattern = np.searchsorted(plan.end, place, "right")
-        rank = place - (plan.end[pattern] - plan.rows[pattern])
-        row, run = spread(plan.first[pattern], plan.first[pattern + 1] - plan.first[pattern])
-        slot, index = spread(np.zeros(len(run), np.int64), plan.each[run])
-        row, run = row[slot], run[slot]
-        index += plan.base[run] + rank[row] * plan.each[run]
-        length = plan.length[run]
-        if epoch is not None:
-            keys = permute.subkeys(self._piece_key, epoch[row] * (self.length + 1) + length)
-            index = permute.permute(keys, index, self._counts[length])
-        whole = length == self.length
-        document, offset = np.empty(len(row), np.int64), np.empty(len(row), np.int64)
-        at = np.searchsorted(self._long_end, index[whole], "right")
-        begin = np.concatenate([[0], self._long_end])[at]
-        document[whole] = self._long[at]
-        offset[whole] = (index[whole] - begin) * self.length
-        short = ~whole
-        document[short] = self._by_rest[self._first[length[short]] + index[short]]
-        size = self._places(document[short])
-        offset[short] = size - size % self.length
+    def _pieces(self, found):
+        """Returns the Pieces of what the packer found."""
+        row, document, lap, length = found
+        size = self._places(document)
+        offset = np.where(lap < 0, size - size % self.length, lap * self.length)
         return Pieces(row, document, offset, self._stream.starts[document] + offset, length)
 
     def _places(self, document):

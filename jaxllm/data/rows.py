@@ -42,6 +42,10 @@ class Rows:
                     value[~here] = 0
             yield out
 
+    def empty(self, rows):
+        """Returns a batch of padding."""
+        return empty_batch(rows, self.length)
+
     @property
     def sources(self):
         """{name: source} of the sources that the rows are of."""
@@ -83,6 +87,10 @@ class Over(Rows):
     def read(self, rows):
         """Returns {name: how many of the first `rows` rows are of that source}."""
         return self._source.read(rows)
+
+    def empty(self, rows):
+        """Returns a batch of padding."""
+        return self._source.empty(rows)
 
     def in_order(self, k):
         """Returns rows `k` of the split from its start."""

@@ -2,7 +2,8 @@
 
 A shard set is a directory with, for each split, `SPLIT-00000.bin` … (little-endian uint16 or
 uint32 ids, `shard_tokens` in each but the last), `SPLIT.offsets.npy` (int64, where each
-document starts in the split's token stream), and `manifest.json`, which is written last.
+document starts in the split's token stream), perhaps further arrays `SPLIT.NAME.npy` (of examples:
+their parts and labels), and `manifest.json`, which is written last.
 """
 
 import hashlib
@@ -24,6 +25,41 @@ def id_dtype(vocab_size):
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
+class ArrayWriter:
+    """Writes an .npy file row by row, whose length is known at the end.
+
+    Args:
+        path: of the file.
+        dtype: of its numbers.
+        columns: numbers a row; 0 for an array of one axis.
+    """
+
+    def __init__(self, path, dtype, columns=0):
+        self._path, self._dtype, self._columns = pathlib.Path(path), np.dtype(dtype), columns
+        self._partial = self._path.with_name(f".{self._path.name}.partial")
+        self._file = open(self._partial, "wb+")  # noqa: SIM115
+        self._rows = 0
+
+    def write(self, rows):
+        """Appends rows, an array [n] or [n, columns]."""
+        rows = np.asarray(rows, self._dtype).reshape(-1, *[self._columns] * (self._columns > 0))
+        self._rows += len(rows)
+        self._file.write(rows.tobytes())
+
+    def close(self):
+        """Finishes the file and returns its part of the manifest."""
+        shape = (self._rows, *[self._columns] * (self._columns > 0))
+        with open(self._path, "wb") as file:
+            header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            self._file.seek(0)
+            while chunk := self._file.read(1 << 20):
+                file.write(chunk)
+        self._file.close()
+        self._partial.unlink()
+        return {"file": self._path.name, "shape": shape, "sha256": hash_file(self._path)}
+
+
 class SplitWriter:
     """Writes one split's shards, holding no more than one piece of text in memory.
 
@@ -39,13 +75,22 @@ class SplitWriter:
         self._vocab_size, self._shard_tokens = vocab_size, shard_tokens
         self._dtype = id_dtype(vocab_size)
         self._shards, self._file, self._hash, self._room = [], None, None, 0
-        self._offsets = open(self._directory / f".{split}.offsets", "wb+")  # noqa: SIM115
+        self._offsets, self._arrays = self._array("offsets", "<i8"), {}
         self.tokens = self.documents = self.bytes = self.characters = 0
         self.largest_id = -1
 
+    def _array(self, name, dtype, columns=0):
+        return ArrayWriter(self._directory / f"{self._split}.{name}.npy", dtype, columns)
+
+    def array(self, name, dtype, columns=0):
+        """Returns the ArrayWriter of a further array of the split, made when first asked for."""
+        if name not in self._arrays:
+            self._arrays[name] = self._array(name, dtype, columns)
+        return self._arrays[name]
+
     def start_document(self):
         """Marks that the next ids begin a document."""
-        self._offsets.write(np.int64(self.tokens).tobytes())
+        self._offsets.write([self.tokens])
         self.documents += 1
 
     def write(self, ids, where):
@@ -91,15 +136,8 @@ class SplitWriter:
     def close(self):
         """Finishes the files and returns the split's part of the manifest."""
         self._close_shard()
-        name = f"{self._split}.offsets.npy"
-        with open(self._directory / name, "wb") as file:
-            header = {"descr": "<i8", "fortran_order": False, "shape": (self.documents,)}
-            np.lib.format.write_array_header_1_0(file, header)
-            self._offsets.seek(0)
-            while chunk := self._offsets.read(1 << 20):
-                file.write(chunk)
-        self._offsets.close()
-        pathlib.Path(self._offsets.name).unlink()
+        offsets = self._offsets.close()
+        arrays = {name: array.close() for name, array in self._arrays.items()}
         return {
             "tokens": self.tokens,
             "documents": self.documents,
@@ -107,7 +145,8 @@ class SplitWriter:
             "characters": self.characters,
             "largest_id": self.largest_id,
             "shards": self._shards,
-            "offsets": {"file": name, "sha256": hash_file(self._directory / name)},
+            "offsets": {"file": offsets["file"], "sha256": offsets["sha256"]},
+            **({"arrays": arrays} if arrays else {}),
         }
 
 
@@ -146,16 +185,27 @@ def check_sizes(directory, manifest):
     for part in manifest["splits"].values():
         for shard in part["shards"]:
             _check_size(pathlib.Path(directory) / shard["file"], shard["tokens"] * itemsize)
-        path = pathlib.Path(directory) / part["offsets"]["file"]
-        try:
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {error}.\n  {_again(directory)}") from error
-        if shape != (part["documents"],):
-            raise DataError(
-                f"{path} holds {shape} offsets, the manifest says {part['documents']}.\n"
-                f"  {_again(directory)}"
-            )
+        offsets = pathlib.Path(directory) / part["offsets"]["file"]
+        _check_array(offsets, (part["documents"],), "offsets")
+        for entry in arrays(part).values():
+            path = pathlib.Path(directory) / entry["file"]
+            _check_array(path, tuple(entry["shape"]), "numbers")
+
+
+def arrays(part):
+    """Returns {name: file, shape and hash} of a split's further arrays, of its manifest."""
+    return {"arrays": {}, **part}["arrays"]
+
+
+def _check_array(path, shape, what):
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}.\n  {_again(path.parent)}") from error
+    if found != shape:
+        raise DataError(
+            f"{path} holds {found} {what}, the manifest says {shape}.\n  {_again(path.parent)}"
+        )
 
 
 def _check_size(path, size_bytes):
@@ -169,12 +219,26 @@ def _check_size(path, size_bytes):
 def check_hashes(directory, manifest):
     """Raises DataError unless every file has the sha256 that the manifest says."""
     for part in manifest["splits"].values():
-        for entry in [*part["shards"], part["offsets"]]:
+        for entry in [*part["shards"], part["offsets"], *arrays(part).values()]:
             path = pathlib.Path(directory) / entry["file"]
             if hash_file(path) != entry["sha256"]:
                 raise DataError(
                     f"{path} has changed since it was written (sha256).\n  {_again(directory)}"
                 )
+
+
+def read_array(directory, manifest, split, name):
+    """Returns a further array of a split, memory-mapped.
+
+    Raises:
+        DataError: the shard set has none of that name.
+    """
+    found = arrays(manifest["splits"][split])
+    if name not in found:
+        raise DataError(f"{directory} has no {name!r} of its {split} split. {_again(directory)}")
+    if not found[name]["shape"][0]:  # nothing to map
+        return np.load(pathlib.Path(directory) / found[name]["file"], allow_pickle=False)
+    return np.load(pathlib.Path(directory) / found[name]["file"], "r", allow_pickle=False)
 
 
 def write_scores(directory, split, scores):
@@ -261,6 +325,13 @@ class TokenStream:
         for row in np.flatnonzero(~whole):
             out[row] = self._across(int(starts[row]), length)
         return out
+
+    def piece(self, start, length):
+        """Returns one stretch of the stream, in the dtype of the shards."""
+        s, inside = divmod(start, self._shard_tokens)
+        if inside + length <= self._shard_tokens and length:
+            return self._maps[s][inside : inside + length]
+        return self._across(start, length) if length else np.zeros(0, np.int32)
 
     def read_pieces(self, starts, lengths, places, tokens, targets):
         """Writes stretches of the stream, and the same one token later.

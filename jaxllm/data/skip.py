@@ -31,14 +31,30 @@ class Skipping(Over):
     def take(self, n):
         """Returns rows `n` of the training order as a batch."""
         batch = self._source.take(n)
-        weight_BT = batch["weight"]
-        weight_BT[np.isin(n // self.batch + 1, self._steps)] = 0
+        batch["weight"][np.isin(n // self.batch + 1, self._steps)] = 0
         if self._documents:
             for row, (name, _, pieces) in enumerate(self._source.where(n)):
-                for piece in pieces:
-                    if (name, piece.document) in self._documents:
-                        weight_BT[row, piece.column : piece.column + piece.tokens] = 0
+                skipped = [(name, piece.document) in self._documents for piece in pieces]
+                if any(skipped):
+                    silence(batch, row, np.array(skipped))
         return batch
+
+
+def silence(batch, row, skipped):
+    """Gives weight 0 to what a row has of some of its documents.
+
+    Where a row counts as one, or a transform has made one stretch of its documents, all of it is.
+
+    Args:
+        batch: {name: array}; its weight is changed.
+        row: number of the row.
+        skipped: bool[documents of the row], in their order.
+    """
+    weight, segment = batch["weight"], batch["segment"][row]
+    if weight.ndim == 1 or segment.max(initial=0) < len(skipped):
+        weight[row] = 0
+    else:
+        weight[row] *= ~np.append(False, skipped)[segment]
 
 
 def read(path, known):

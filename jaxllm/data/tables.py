@@ -45,7 +45,7 @@ class _Rows:
             return line.decode("utf-8", "replace") + "\n"
 
 
-def _parsed(path, limit, delimiter, quote, bad):
+def parsed(path, limit, delimiter, quote, bad):
     """Yields (line number, row) of a CSV file, those that are broken apart."""
     rows = _Rows(path, limit)
     csv.field_size_limit(max(csv.field_size_limit(), limit))  # ours is told by line
@@ -77,7 +77,7 @@ def read_csv(path, bad, field, limit, delimiter="", quote='"'):
     """Yields the Documents of a CSV file; see `csv_files`."""
     name = path.name.removesuffix(path.suffix) if path.suffix in files.PACKED else path.name
     delimiter = delimiter or ("\t" if name.endswith((".tsv", ".tab")) else ",")
-    rows = _parsed(path, limit, delimiter, quote, bad)
+    rows = parsed(path, limit, delimiter, quote, bad)
     _, header = next(rows, (0, None))
     if header is None:
         bad("empty file", path)
@@ -124,7 +124,12 @@ def _check_field(field):
         raise DataError("field is empty; name the column that holds the text.")
 
 
-def _library():
+def library():
+    """Returns pyarrow, with Parquet and Arrow files.
+
+    Raises:
+        DataError: it is not installed.
+    """
     try:
         import pyarrow.ipc
         import pyarrow.parquet
@@ -138,7 +143,7 @@ def _library():
 
 def read_columns(path, bad, field, limit):
     """Yields the Documents of a Parquet or Arrow file; see `parquet` and `hf_dataset`."""
-    arrow = _library()
+    arrow = library()
     with path.open("rb") as file:
         if not file.read(1):
             bad("empty file", path)
@@ -175,7 +180,7 @@ def _row_groups(arrow, file, path, field, bad):
         table = arrow.parquet.ParquetFile(file, page_checksum_verification=True)
         schema = table.schema_arrow
     except (arrow.ArrowException, ValueError, OSError) as error:
-        bad("corrupt file", path, _line(error))
+        bad("corrupt file", path, line(error))
         return
     if not _check_column(arrow, schema, path, field, bad):
         return
@@ -189,7 +194,7 @@ def _row_groups(arrow, file, path, field, bad):
                 yield _bytes(arrow, batch.column(0))
                 given += len(batch)
         except (arrow.ArrowException, ValueError, OSError) as error:
-            bad("corrupt row group", f"{path}:{done + given + 1}", _line(error))
+            bad("corrupt row group", f"{path}:{done + given + 1}", line(error))
             yield rows - given
         done += rows
 
@@ -207,13 +212,13 @@ def _stream(arrow, file, path, field, bad):
                 batch.validate()
                 yield _bytes(arrow, batch.column(index))
             except arrow.ArrowException as error:
-                bad("corrupt batch", f"{path}:{done + 1}", _line(error))
+                bad("corrupt batch", f"{path}:{done + 1}", line(error))
                 yield batch.num_rows
             done += batch.num_rows
     except DataError:
         raise
     except (arrow.ArrowException, ValueError, OSError) as error:
-        bad("corrupt file", f"{path}:{done + 1}", _line(error))
+        bad("corrupt file", f"{path}:{done + 1}", line(error))
         return
     file.seek(-len(_END), 2)
     if file.read() != _END:  # one cut between batches reads as whole
@@ -251,7 +256,8 @@ def _check_column(arrow, schema, path, field, bad):
     return True
 
 
-def _line(error):
+def line(error):
+    """Returns the first line of what a library says is wrong."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -267,7 +273,7 @@ def parquet(*, path="", field="text", limit=LIMIT_BYTES):
         DataError: no file matches, no field is named, or pyarrow is not installed.
     """
     _check_field(field)
-    _library()
+    library()
     options = {"field": field, "limit": limit}
     return FileSource("parquet", files.find(path, (".parquet",)), read_columns, options)
 
@@ -285,7 +291,7 @@ def hf_dataset(*, path="", split="train", field="text", limit=LIMIT_BYTES):
         DataError: no such folder or split, files of it are missing, or pyarrow is.
     """
     _check_field(field)
-    _library()
+    library()
     folder = pathlib.Path(path).expanduser()
     if not path or not folder.is_dir():
         raise DataError(f"path={path!r} is no folder (seen from {pathlib.Path.cwd()}).")

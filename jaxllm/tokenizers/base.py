@@ -58,6 +58,16 @@ class Tokenizer(Protocol):
             TokenizerError: the text holds what this tokenizer has no ids for.
         """
 
+    def locate(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids of a text as `encode` does, and where each is of: int32[tokens, 2].
+
+        The first and the last character + 1 of the text that a token is of; several tokens of one
+        character have the same.
+
+        Raises:
+            TokenizerError: as `encode`.
+        """
+
     def decode(self, ids) -> str:
         """Returns the text of token ids; never raises.
 

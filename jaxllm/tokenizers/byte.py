@@ -21,6 +21,11 @@ class ByteTokenizer:
     def encode(self, text):
         return np.frombuffer(base.utf8(text), np.uint8).astype(np.int32)
 
+    def locate(self, text):
+        ids = self.encode(text)
+        character = np.cumsum((ids & 0xC0) != 0x80, dtype=np.int32) - 1  # not those that go on
+        return ids, np.stack([character, character + 1], axis=1)
+
     def decode(self, ids):
         ids = np.asarray(ids).reshape(-1).astype(np.int64)
         ids = ids[(ids < 256) | (ids >= self.vocab_size)]

@@ -39,6 +39,11 @@ class CharTokenizer:
             )
         return ids
 
+    def locate(self, text):
+        ids = self.encode(text)
+        character = np.arange(len(ids), dtype=np.int32)
+        return ids, np.stack([character, character + 1], axis=1)
+
     def decode(self, ids):
         ids = np.asarray(ids).reshape(-1).astype(np.int64)
         ids = ids[ids != self.eos] if self.eos >= 0 else ids

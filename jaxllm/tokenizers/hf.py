@@ -60,6 +60,9 @@ class HfTokenizer:
     def encode(self, text):
         return np.array(self._encoding(self._tokenizer, text).ids, np.int32)
 
+    def locate(self, text):
+        return self.encode_spans(text)
+
     def encode_spans(self, text, specials=False):
         """Encodes a text and tells where each token stands in it.
 
@@ -69,11 +72,11 @@ class HfTokenizer:
                 text that is trusted.
 
         Returns:
-            (ids int32[T], start and end in characters, int64[T, 2]).
+            (ids int32[T], start and end in characters, int32[T, 2]).
         """
         tokenizer = self._trusting() if specials else self._tokenizer
         encoding = self._encoding(tokenizer, text)
-        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
         return np.array(encoding.ids, np.int32), spans
 
     def _trusting(self):

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import sentencepiece
+from sentencepiece import sentencepiece_pb2
 
 from jaxllm.tokenizers import base, guard
 
@@ -54,6 +55,26 @@ class SentencePieceTokenizer:
         for part in rest:
             ids += self._mark + self._processor.encode(part)
         return np.array(ids, np.int32)
+
+    def locate(self, text):
+        ids, places, begin = [], [], 0
+        base.utf8(text)
+        for number, part in enumerate(text.split(base.SPACE_MARK) if self._mark else [text]):
+            if number:
+                ids += self._mark
+                places += [(begin - 1, begin)] * len(self._mark)
+            # Places are in bytes; all but the last token of a character's bytes have none.
+            lead = (np.frombuffer(part.encode() + b" ", np.uint8) & 0xC0) != 0x80
+            character = np.cumsum(lead) - 1
+            record = sentencepiece_pb2.SentencePieceText()
+            record.ParseFromString(self._processor.encode(part, out_type="serialized_proto"))
+            for piece in record.pieces:
+                first, last = character[piece.begin], character[piece.end]
+                ids.append(piece.id)
+                last = max(last, first + self._processor.is_byte(piece.id))
+                places.append((begin + first, begin + last))
+            begin += len(part) + 1
+        return np.array(ids, np.int32), np.array(places, np.int32).reshape(-1, 2)
 
     def decode(self, ids):
         return base.decode_runs(ids, self.vocab_size, self._decode)

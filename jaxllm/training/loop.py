@@ -143,6 +143,7 @@ class Loop:
                     batch=self.config.validate.batch,
                     batches=self.config.validate.batches,
                     interrupted=self.stop.interrupts,
+                    of_text=self.config.objective.kind == "lm",
                 )
                 if metrics is None:
                     return "stopped"

@@ -4,6 +4,7 @@ import pathlib
 
 from jaxllm import data, tokenizers
 from jaxllm.config import ConfigError
+from jaxllm.training import setup
 from jaxllm.training.reopen import load_config
 
 EXCERPT_TOKENS = 64
@@ -28,8 +29,15 @@ def page(workdir, step):
         )
     place = pathlib.Path(workdir)
     tokenizer = tokenizers.load(place / "tokenizer")
+    vocab = setup.model_vocab(config, tokenizer)
     source = data.open_split(
-        config.data, tokenizer, place / "data", "train", config.seed, steps=config.steps
+        config.data,
+        tokenizer,
+        place / "data",
+        "train",
+        config.seed,
+        steps=config.steps,
+        vocab=vocab,
     )
     lines = [f"step {step} of {workdir}: {source.batch} rows of {source.length} tokens"]
     for origin in data.explain(source, step - 1):

@@ -104,6 +104,21 @@ def check_program(config, devices):
 def _check_layout(config, c, shape):
     """Raises ConfigError unless rows, layers, heads and widths divide over the mesh."""
     micro, field = config.step.micro_batches, "step.micro_batches"
+    kind = config.objective.kind
+    if kind in objectives.OF_WHOLE_BATCHES and micro > 1:
+        raise ConfigError(
+            f"config.step.micro_batches={micro}: with objective.kind={kind!r} every example is set "
+            "against all others of its batch, and pieces of a batch see only their own: it would "
+            "be another loss.\n  Try --config.step.micro_batches=1, with more devices or "
+            "--config.model.remat=full for the memory."
+        )
+    parts = {axis: shape[axis] for axis in sharding.LENGTH_AXES if shape[axis] > 1}
+    if kind in objectives.OF_WHOLE_ROWS and parts:
+        axis = next(iter(parts))
+        raise ConfigError(
+            f"config.mesh.{axis}={parts[axis]} cuts rows, and objective.kind={kind!r} looks at "
+            f"whole ones.\n  Try --config.mesh.{axis}=1 and a larger --config.mesh.fsdp."
+        )
     sharding.check_splits("data.batch", config.data.batch, shape, sharding.ROW_AXES, micro, field)
     sharding.check_splits("validate.batch", config.validate.batch, shape, sharding.ROW_AXES)
     halves = (2, "halves of a device's part") if shape["seq"] > 1 else (1, "")
@@ -252,6 +267,8 @@ def open_data(config, tokenizer, workdir):
     """
     place = pathlib.Path(workdir) / "data"
 
+    vocab = model_vocab(config, tokenizer)
+
     def prepare():
         return data.prepare(config.data, tokenizer, place)
 
@@ -259,7 +276,7 @@ def open_data(config, tokenizer, workdir):
         hosts.share("token shards", lambda: bool(prepare()), PREPARE_S)
     manifests = prepare()
     train, validation = (
-        data.open_split(config.data, tokenizer, place, split, config.seed, steps=steps)
+        data.open_split(config.data, tokenizer, place, split, config.seed, steps=steps, vocab=vocab)
         for split, steps in (("train", config.steps), ("validation", 0))
     )
     notes = data.describe(train, config.steps)
@@ -269,6 +286,11 @@ def open_data(config, tokenizer, workdir):
         if counts
     ]
     return train, validation, notes
+
+
+def model_vocab(config, tokenizer):
+    """Returns how many ids the model of a config has with a tokenizer: as many, or more."""
+    return model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length).vocab
 
 
 def vocabulary(config):
@@ -294,9 +316,10 @@ def vocabulary(config):
 def abstract_batch(run, batch):
     """Shapes and shardings of a batch of `batch` rows."""
     place = sharding.batch_sharding(run.mesh)
+    rows = data.empty(run.config.data, 1) if run.train is None else run.train.empty(1)
     return {
         name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype, sharding=place)
-        for name, x in data.empty_batch(1, run.config.data.length).items()
+        for name, x in rows.items()
     }
 
 

@@ -8,7 +8,9 @@ import numpy as np
 from jaxllm import sharding
 
 
-def validate(evaluate, source, mesh, params, *, batch, batches=0, interrupted=lambda: False):
+def validate(
+    evaluate, source, mesh, params, *, batch, batches=0, interrupted=lambda: False, of_text=True
+):
     """Returns the metrics of a split, or None if it was interrupted.
 
     Args:
@@ -18,11 +20,13 @@ def validate(evaluate, source, mesh, params, *, batch, batches=0, interrupted=la
         params: parameters, or their average.
         batch: rows at once.
         batches: at most so many; 0 for the whole split.
+        of_text: whether the loss is in nats a token of text.
         interrupted: asked between batches; every process must answer alike.
 
     Returns:
-        {"loss" in nats a token, "perplexity", "bits_per_byte", "accuracy", "tokens"}. Sums of
-        batches are added up in float64, in order, so that a rerun gives the same bits.
+        {"loss" in nats a token, "perplexity", "bits_per_byte", "accuracy", "tokens"}, of an
+        objective that does not predict text {"loss", its other sums over its count, "count"}. Sums
+        of batches are added up in float64, in order, so that a rerun gives the same bits.
     """
     rows, sums = sharding.local_rows(mesh, batch), []
     for index, local in enumerate(source.epoch(batch, rows)):
@@ -36,6 +40,10 @@ def validate(evaluate, source, mesh, params, *, batch, batches=0, interrupted=la
     for one in jax.device_get(sums):
         for name, value in one.items():
             totals[name] = totals.get(name, np.float64(0)) + np.float64(value)
+    if not of_text:
+        return {
+            name: float(x / totals["count"]) for name, x in totals.items() if name != "count"
+        } | {"count": int(totals["count"])}
     return summarise(totals, source.bytes_per_token)
 
 

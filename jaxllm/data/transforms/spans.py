@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 
 from jaxllm.data.transforms.draws import uniform
+from jaxllm.data.transforms.marks import NOTHING
 from jaxllm.data.transforms.masks import check_rate
 
 
@@ -24,13 +25,14 @@ def segmentation(draw, total, parts):
     return np.diff(cuts, prepend=0, append=total)
 
 
-def corruption(vocab, eos, *, rate=0.15, mean=3.0):
+def corruption(vocab, eos, marks=NOTHING, *, rate=0.15, mean=3.0):
     """Span corruption for an encoder and a decoder (Raffel et al. 2020, sections 3.1.4, 3.3.4).
 
     A row is one stretch of text, whatever documents it holds. Random spans of it become one
-    sentinel each: the first the last id of the vocabulary, then downwards. `inputs` [B, S] is what
-    is left; `targets` [B, T'] are the spans, each behind its sentinel, and a last sentinel;
-    `tokens` are the targets one later, behind id 0. `inputs_segment` is 1 on what is no padding.
+    sentinel each: <extra_id_0> and on where the tokenizer has them, else the last id of the model,
+    then downwards. `inputs` [B, S] is what is left; `targets` [B, T'] are the spans, each behind
+    its sentinel, and a last sentinel; both end with the end token. `tokens` are the targets one
+    later, behind the token that decoders begin with. `inputs_segment` is 1 on what is no padding.
 
     Args:
         rate: share of the tokens that is corrupted.
@@ -42,46 +44,49 @@ def corruption(vocab, eos, *, rate=0.15, mean=3.0):
     if mean < 1:
         raise ValueError(f"mean={mean} must be at least 1, such as 3.0.")
 
-    def one(row, draw):
+    end = [marks.eos] if marks.eos >= 0 else []
+
+    def one(row, draw, sentinels):
         """Returns (inputs, targets) of the tokens of a row."""
         count, spans = span_counts(len(row), rate, mean)
-        if spans >= vocab:
-            raise ValueError(f"rate={rate}: {spans} spans a row take more sentinels than there are")
         corrupt = segmentation(draw[0], count, spans)
         kept = segmentation(draw[1], len(row) - count, spans)
-        end = np.cumsum(kept + corrupt)
+        last = np.cumsum(kept + corrupt)
         inputs, targets = [], []
         for i in range(spans):
-            first, sentinel = end[i] - corrupt[i], [vocab - 1 - i]
+            first, sentinel = last[i] - corrupt[i], sentinels[i : i + 1]
             inputs += [row[first - kept[i] : first], sentinel]
-            targets += [sentinel, row[first : end[i]]]
-        targets.append([vocab - 1 - spans])
-        return np.concatenate(inputs), np.concatenate(targets)
+            targets += [sentinel, row[first : last[i]]]
+        targets.append(sentinels[spans : spans + 1])
+        return np.concatenate([*inputs, end]), np.concatenate([*targets, end])
 
     def transform(batch, keys):
         B, T = batch["tokens"].shape
         count, spans = span_counts(T, rate, mean)
-        size, long = T - count + spans, count + spans + 1
-        out = {name: np.zeros((B, size), np.int32) for name in ("inputs", "inputs_segment")}
+        size, long = T - count + spans + len(end), count + spans + 1 + len(end)
+        sentinels = marks.sentinels(vocab, spans + 1)
+        names = ("inputs", "inputs_segment", "inputs_position")
+        out = {name: np.zeros((B, size), np.int32) for name in names}
         out |= {name: np.zeros((B, long), np.int32) for name in ("tokens", "targets", "segment")}
         draws = [uniform(keys, use, T) for use in ("corrupt", "kept")]
         for b in range(B):
             row = batch["tokens"][b][batch["segment"][b] > 0]
             if len(row) < 2:
                 continue
-            inputs, targets = one(row, (draws[0][b], draws[1][b]))
+            inputs, targets = one(row, (draws[0][b], draws[1][b]), sentinels)
             out["inputs"][b, : len(inputs)] = inputs
             out["inputs_segment"][b, : len(inputs)] = 1
             out["targets"][b, : len(targets)] = targets
-            out["tokens"][b, 1 : len(targets)] = targets[:-1]
+            out["tokens"][b, : len(targets)] = np.append(marks.start, targets[:-1])
             out["segment"][b, : len(targets)] = 1
+        out["inputs_position"] = np.arange(size, dtype=np.int32) * out["inputs_segment"]
         out["position"] = np.arange(long, dtype=np.int32) * out["segment"]
         return out | {"weight": out["segment"].astype(np.float32)}
 
     return transform
 
 
-def fill_in_the_middle(vocab, eos, *, rate=0.5, spm=0.5):
+def fill_in_the_middle(vocab, eos, marks=NOTHING, *, rate=0.5, spm=0.5):
     """Moves the middle of documents to their ends (Bavarian et al. 2022, section 3).
 
     Prefix, suffix, middle (PSM): <pre> prefix <suf> suffix <mid> middle. Suffix, prefix, middle
@@ -93,6 +98,7 @@ def fill_in_the_middle(vocab, eos, *, rate=0.5, spm=0.5):
         rate: share of the documents.
         spm: share of these that is in the second form.
     """
+    del marks
     check_rate(rate)
     check_rate(spm, "spm")
     pre, suf, mid = ([vocab - 3 + i] for i in range(3))
