@@ -5,16 +5,19 @@
     python -m jaxllm.convert average --from=RUN --steps=100,200,300 --to=WORKDIR
     python -m jaxllm.convert average --from=RUN1,RUN2,… [--greedy --by=validation] --to=WORKDIR
 
-DIR is a Hugging Face folder: config.json, safetensors, tokenizer. Import writes a work directory
-that jaxllm.sample and jaxllm.evaluate open and that a new run starts from (--config.init_from).
-Export writes the same bytes for each tensor, where nothing was trained since. After both, logits on
-fixed tokens are compared with those of transformers (pip install -r requirements-hf.txt) and the
-result is written into certificate.json; one that fails stops the command, unless
---allow_uncertified. --reference=certificate.json stands for transformers on a machine without it.
+DIR is a Hugging Face folder (config.json, safetensors, tokenizer), or a GGUF file (NAME.gguf; to
+write one, --dtype may also be q8_0, q4_0, …: models.weights.gguf_write). Import writes a work
+directory that jaxllm.sample and jaxllm.evaluate open and that a new run starts from
+(--config.init_from). Export writes the same bytes for each tensor, where nothing was trained since.
+After both, outputs on fixed tokens are compared with those of transformers (pip install -r
+requirements-hf.txt) and the result is written into certificate.json; one that fails stops the
+command, unless --allow_uncertified. --reference=certificate.json stands for transformers on a
+machine without it.
 
 Exit status: 0 done; 2 wrong input, or a certificate that failed.
 """
 
+import collections
 import pathlib
 
 import jax
@@ -22,7 +25,7 @@ from absl import flags
 
 from jaxllm import cli
 from jaxllm.config import ConfigError
-from jaxllm.models.weights import certify, safetensors
+from jaxllm.models.weights import certify, gguf, gguf_write, safetensors
 from jaxllm.training import average, imported
 
 COMMANDS = ("import", "export", "average")
@@ -36,7 +39,9 @@ def define_flags():
     flags.DEFINE_string("to", None, "what is written", required=True)
     flags.DEFINE_string("tokenizer", "", "import: byte, or a directory with one; else the folder's")
     flags.DEFINE_string("step", "latest", "export: latest, best (by validation) or a number")
-    flags.DEFINE_string("dtype", "", "export: float32, bfloat16, float16; else as they came")
+    flags.DEFINE_string(
+        "dtype", "", "export: float32, bfloat16, float16; else as they came; GGUF: also q8_0 …"
+    )
     flags.DEFINE_float("shard_gb", 5.0, "export: most GB in a file", lower_bound=1e-6)
     flags.DEFINE_string("reference", "", "certificate.json of the same weights to compare with")
     flags.DEFINE_bool("allow_uncertified", False, "go on where the certificate fails")
@@ -63,7 +68,7 @@ def _import(source, workdir, file, overrides):
     run, params = imported.read(config, view, tokenizer)
     certificate = imported.certificate_of(view, run, params, flags.FLAGS.reference)
     workdir.mkdir(parents=True, exist_ok=True)
-    _stop_unless_certified(certificate, workdir)
+    _stop_unless_certified(certificate, workdir / imported.CERTIFICATE)
     imported.write(workdir, run, params, view, tokenizer, certificate)
     count = sum(x.size for x in jax.tree.leaves(params))
     print(f"{workdir}: {run.config.model.family}, {count:,} parameters, from {source}")
@@ -77,6 +82,8 @@ def _export(source, folder, file, overrides):
     cli.start(imported.load_config(source, overrides))
     f = flags.FLAGS
     trained = imported.open_run(source, overrides, f.step)
+    if folder.suffix == imported.GGUF:
+        return _export_gguf(source, trained, folder)
     view, notes = imported.view_of(source, trained, f.dtype)
     safetensors.write_folder(view, folder, shard_bytes=int(f.shard_gb * 1e9))
     # What was written is read again, so that the certificate is of the files.
@@ -84,20 +91,35 @@ def _export(source, folder, file, overrides):
     config = trained.run.config
     run, params = imported.read(config, written, trained.run.tokenizer)
     certificate = imported.certificate_of(written, run, params, f.reference)
-    _stop_unless_certified(certificate, folder)
+    _stop_unless_certified(certificate, folder / imported.CERTIFICATE)
     for note in notes:
         print(f"note: {note}")
     print(f"{folder}: {len(view.tensors):,} tensors of step {trained.step} of {source}")
     return 0
 
 
-def _stop_unless_certified(certificate, folder):
+def _export_gguf(source, trained, path):
+    """Writes a GGUF file; its certificate, of what the file holds, stands beside it."""
+    kind = gguf_write.KIND_OF_DTYPE.get(flags.FLAGS.dtype, flags.FLAGS.dtype)
+    view, notes = imported.view_of(source, trained, "")
+    kinds = gguf.write_gguf(view, path, kind or "f32")
+    written, config = imported.open_view(path), trained.run.config
+    run, params = imported.read(config, written, trained.run.tokenizer)
+    certificate = imported.certificate_of(written, run, params, flags.FLAGS.reference)
+    _stop_unless_certified(certificate, path.with_suffix(".certificate.json"))
+    for note in notes:
+        print(f"note: {note}")
+    counts = collections.Counter(kinds.values())
+    print(f"{path}: " + ", ".join(f"{n} tensors {kind}" for kind, n in counts.items()))
+    return 0
+
+
+def _stop_unless_certified(certificate, path):
     """Writes and tells a certificate.
 
     Raises:
         ConfigError: it failed, and that is not allowed.
     """
-    path = folder / imported.CERTIFICATE
     certify.write(certificate, path)
     words = certify.words(certificate)
     if certificate["status"] == "failed" and not flags.FLAGS.allow_uncertified:

@@ -19,11 +19,14 @@ from jaxllm import models, sharding, tokenizers, trees
 from jaxllm.config import ConfigError
 from jaxllm.models.config import FIELDS, HOW, differences
 from jaxllm.models.families import hf, model_config
-from jaxllm.models.weights import certify, load, safetensors
+from jaxllm.models.weights import certify, gguf, load, safetensors
+from jaxllm.tokenizers import chat
+from jaxllm.tokenizers.folder import from_folder
 from jaxllm.training import reopen, setup
 from jaxllm.training.checkpoint import Checkpoints
 
 RECORD, FILES, CERTIFICATE = "hf.json", "hf", "certificate.json"
+GGUF = ".gguf"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -38,8 +41,11 @@ def open_view(path):
         return safetensors.open_folder(path)
     if path.suffix in safetensors.PICKLES:
         safetensors.refuse_pickle(path)
+    if path.suffix == GGUF and path.is_file():
+        return gguf.open_gguf(path)
     raise load.WeightsError(
-        f"--from={path} is no folder of Hugging Face's (config.json and safetensors)."
+        f"--from={path} is neither a folder of Hugging Face's (config.json and safetensors) nor a "
+        f"{GGUF} file."
     )
 
 
@@ -53,31 +59,19 @@ def tokenizer_of(view, asked=""):
     Raises:
         ConfigError, TokenizerError: there is none, or it is damaged.
     """
+    if asked == "byte":
+        return tokenizers.make(dict(kind="byte"), lambda: iter(()))
     if asked:
-        section = dict(kind="byte") if asked == "byte" else _section(asked)
-        return tokenizers.make(section, lambda: iter(()))
-    with tempfile.TemporaryDirectory() as place:
-        for name, content in view.files.items():
-            (pathlib.Path(place) / name).write_bytes(content)
-        section = _section(place)
-        if section is None:
-            raise ConfigError(
-                f"{view.origin} has neither tokenizer.json nor tokenizer.model. Have transformers "
-                'write one: python -c "from transformers import AutoTokenizer as A; '
-                f"A.from_pretrained('{view.origin}').save_pretrained('{view.origin}')\"; or try "
-                "--tokenizer=DIR, or --tokenizer=byte."
-            )
-        return tokenizers.make(section, lambda: iter(()))
-
-
-def _section(folder):
-    """The config section of the tokenizer whose files are in a folder, or None."""
-    folder = pathlib.Path(folder).expanduser()
-    if (folder / "tokenizer.json").is_file():
-        return dict(kind="hf", path=str(folder / "tokenizer.json"))
-    if (folder / "tokenizer.model").is_file():
-        return dict(kind="sentencepiece", path=str(folder / "tokenizer.model"))
-    return None
+        place = pathlib.Path(asked).expanduser()
+        paths = [place / name for name in safetensors.BESIDE]
+        return from_folder({path.name: path.read_bytes() for path in paths if path.is_file()})
+    try:
+        return from_folder(view.files)
+    except tokenizers.TokenizerError as error:
+        raise tokenizers.TokenizerError(
+            f"{view.origin}: {error}\n  Try --tokenizer=DIR with the tokenizer's files, or "
+            "--tokenizer=byte."
+        ) from None
 
 
 def complete(config, view, tokenizer):
@@ -141,6 +135,9 @@ def write(workdir, run, params, view, tokenizer, certificate):
     workdir = pathlib.Path(workdir)
     refuse_used(workdir)
     tokenizer.save(workdir / "tokenizer")
+    template = chat.of_files(view.files)
+    if template is not None:
+        chat.save(workdir / "tokenizer", template)
     (workdir / FILES).mkdir(parents=True)
     for name, content in view.files.items():
         (workdir / FILES / name).write_bytes(content)

@@ -2,7 +2,7 @@
 
 from jaxllm.config import ConfigError
 from jaxllm.models.config import differences
-from jaxllm.models.families import hf, hf_rope, model_config
+from jaxllm.models.families import hf, hf_rope, hf_stacks, model_config
 
 # Class names, by model_type.
 ARCHITECTURES = {
@@ -50,11 +50,16 @@ def to_hf(c, family):
         ConfigError: files of the family cannot say what the model is.
     """
     kinds = {ours: kind for kind, (ours, _) in hf.TYPES.items()}
-    if family not in kinds:
+    known = [*kinds, *hf_stacks.ARCHITECTURES]
+    if family not in known:
         raise ConfigError(
             f"config.model.family={family!r}: Hugging Face has no such model. Known: "
-            f"{', '.join(kinds)}."
+            f"{', '.join(known)}."
         )
+    if family in hf_stacks.ARCHITECTURES:
+        fields = hf_stacks.write(c, family)
+        _check(c, fields)
+        return fields
     kind = kinds[family]
     fields = {"model_type": kind, "architectures": [ARCHITECTURES[kind]]}
     # Else transformers takes those of the family's first model, which may be no tokens here.

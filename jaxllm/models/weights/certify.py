@@ -30,19 +30,38 @@ def fixed_tokens(c):
     return np.random.default_rng(20260101).integers(0, c.vocab, shape).astype(np.int32)
 
 
-def our_logits(model, params, tokens):
-    """Returns float32 [B, T, V] of a model; products in full precision.
+def our_outputs(model, params, tokens):
+    """Returns what a model computes of fixed tokens, float32; products in full precision.
+
+    Logits [B, T, V], what the head of a task makes, or an encoder's hidden states [B, T, D] where
+    it has neither. An encoder-decoder gets the tokens as inputs, and their first half as targets.
 
     Args:
         model: `models.Model` with dtype float32.
         params: its parameters.
         tokens: int32[B, T].
     """
+    batch, c = _batch(tokens), model.config
+    if c.assembly == "encoder_decoder":
+        inputs = {"inputs": tokens, "inputs_segment": batch["segment"]}
+        batch = _batch(tokens[:, : tokens.shape[1] // 2]) | inputs
+    if c.assembly != "encoder" or c.lm_head:
+        run = model.apply
+    else:
+
+        def run(params, batch):
+            params = model.whole(params)
+            x_BTD, _ = model.hidden(params, batch)
+            return x_BTD if c.task == "embed" else model.task(params, x_BTD, batch)
+
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(run)(params, batch))
+
+
+def _batch(tokens):
     rows, length = tokens.shape
     position = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    batch = {"tokens": tokens, "position": position, "segment": np.ones((rows, length), np.int32)}
-    with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(model.apply)(params, batch))
+    return {"tokens": tokens, "position": position, "segment": np.ones((rows, length), np.int32)}
 
 
 def certify(view, model, params, reference=""):
@@ -62,13 +81,13 @@ def certify(view, model, params, reference=""):
     """
     tokens = fixed_tokens(model.config)
     found = {"weights": fingerprint(view), "tokens": tokens.tolist(), "tolerance": TOLERANCE}
-    ours = our_logits(model, params, tokens)
-    found["logits"] = ours[:, :, :KEPT_COLUMNS].tolist()
+    ours = our_outputs(model, params, tokens)
+    found["logits"] = ours[..., :KEPT_COLUMNS].tolist()
     if reference:
         theirs, by = _recorded(reference, found), f"the certificate {reference}"
-        ours = ours[:, :, : theirs.shape[-1]]
+        ours = ours[..., : theirs.shape[-1]]
     else:
-        theirs, by = _theirs(view, tokens)
+        theirs, by = _theirs(view, tokens, model.config)
     if theirs is None:
         return found | {"status": "not certified", "why": by}
     found["by"] = by
@@ -125,7 +144,52 @@ def _recorded(path, found):
         raise WeightsError(f"{path} is damaged: {error!r}.") from None
 
 
-def _theirs(view, tokens):
+# Their class for what a model is for.
+_CLASSES = {
+    "none": "AutoModelForMaskedLM",
+    "classify": "AutoModelForSequenceClassification",
+    "regress": "AutoModelForSequenceClassification",
+    "tag": "AutoModelForTokenClassification",
+    "span": "AutoModelForQuestionAnswering",
+    "embed": "AutoModel",
+}
+
+
+def their_outputs(model, tokens, c):
+    """What transformers' model computes of the tokens as `our_outputs` has them, float32.
+
+    Args:
+        model: theirs.
+        tokens: int32[B, T].
+        c: ModelConfig of ours.
+    """
+    import torch
+
+    tokens = torch.from_numpy(tokens.astype(np.int64))
+    with torch.no_grad():
+        if c.assembly == "encoder_decoder":
+            targets = tokens[:, : tokens.shape[1] // 2]
+            found = model(input_ids=tokens, decoder_input_ids=targets, use_cache=False).logits
+        elif c.assembly == "decoder":
+            found = model(tokens, use_cache=False).logits
+        elif c.task == "embed":
+            found = model(tokens).last_hidden_state
+        elif c.task == "span":
+            both = model(tokens)
+            found = torch.stack([both.start_logits, both.end_logits], dim=-1)
+        else:
+            found = model(tokens).logits
+    return found.float().numpy()
+
+
+def their_class(c):
+    """Name of transformers' class for a model."""
+    if c.assembly == "encoder":
+        return _CLASSES[c.task]
+    return "AutoModelForSeq2SeqLM" if c.assembly == "encoder_decoder" else "AutoModelForCausalLM"
+
+
+def _theirs(view, tokens, c):
     """Returns (float32 logits of transformers or None, by what or why not)."""
     try:
         import torch
@@ -143,14 +207,14 @@ def _theirs(view, tokens):
             safetensors.write_folder(view, place)
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        options = {"experts_implementation": "eager"} if c.experts else {}
+        model = getattr(transformers, their_class(c)).from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
-            use_safetensors=True, attn_implementation="eager", experts_implementation="eager",
+            use_safetensors=True, attn_implementation="eager", **options,
         ).eval()  # fmt: skip
-        with torch.no_grad():
-            logits = model(torch.from_numpy(tokens.astype(np.int64)), use_cache=False).logits
+        found = their_outputs(model, tokens, c)
     by = f"transformers {transformers.__version__}, torch {torch.__version__}"
-    return logits.float().numpy(), by
+    return found, by
 
 
 def _available_bytes():

@@ -21,6 +21,7 @@ QUANTIZE = {
     "q4_1": ("Q4_1", "MOSTLY_Q4_1"),
     "q4_0": ("Q4_0", "MOSTLY_Q4_0"),
 }
+KIND_OF_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 F16_LARGEST = 65_504.0
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxllm import trees
 from jaxllm.config import ConfigError, near
 from jaxllm.models import abstract_params
-from jaxllm.models.families import FAMILIES, hf, hf_write, model_config
+from jaxllm.models.families import FAMILIES, hf, hf_write, model_config, names_of
 from jaxllm.models.weights import names
 from jaxllm.models.weights.tensors import View, WeightsError
 
@@ -52,7 +52,7 @@ def fill_map(family, c, tensors=()):
     Raises:
         ConfigError: a family whose files nobody has.
     """
-    table = FAMILIES[family].names if family in FAMILIES else None
+    table = names_of(family, c)
     if table is None:
         known = [name for name, found in FAMILIES.items() if found.names]
         raise ConfigError(
@@ -61,10 +61,12 @@ def fill_map(family, c, tensors=()):
         )
 
     def layers_of(path):
+        if path.startswith("encoder/"):
+            return range(c.encoder_layers)
         part = path.split("/")[1]
-        if not c.experts or c.moe_every == 1 or part not in ("moe", "mlp"):
-            return range(c.layers)
-        return [i for i in range(c.layers) if c.has_experts(i) == (part == "moe")]
+        if part in ("moe", "mlp") and c.experts and c.moe_every > 1:
+            return [i for i in range(c.layers) if c.has_experts(i) == (part == "moe")]
+        return range(c.layers)
 
     prefix = names.choose_prefix(table, tensors) if tensors else None
     return names.fill_in(table, abstract_params(c), layers_of, prefix)

@@ -44,6 +44,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE = (
     "tokenizer.json",
     "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
