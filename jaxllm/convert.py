@@ -72,7 +72,10 @@ def _import(source, workdir, file, overrides):
     imported.write(workdir, run, params, view, tokenizer, certificate)
     count = sum(x.size for x in jax.tree.leaves(params))
     print(f"{workdir}: {run.config.model.family}, {count:,} parameters, from {source}")
-    print(f"Now: python -m jaxllm.sample --workdir={workdir} --prompt=…")
+    if run.config.model.assembly == "encoder":
+        print(f"Now: python -m jaxllm.train --config.init_from={workdir} …")
+    else:
+        print(f"Now: python -m jaxllm.sample --workdir={workdir} --prompt=…")
     return 0
 
 

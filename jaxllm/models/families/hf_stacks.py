@@ -117,21 +117,20 @@ def read(data, strict, harmless):
 _OTHERS = {
     "bert": ("hidden_act", "problem_type", "tie_word_embeddings"),
     "roberta": ("hidden_act", "problem_type", "tie_word_embeddings", "pad_token_id"),
-    "t5": ("is_encoder_decoder", "tie_word_embeddings", "scale_decoder_outputs"),
-    "bart": (
-        "is_encoder_decoder", "tie_word_embeddings", "decoder_attention_heads", "decoder_ffn_dim",
-    ),
-}  # fmt: skip
+    "t5": ("tie_word_embeddings", "scale_decoder_outputs"),
+    "bart": ("tie_word_embeddings", "decoder_attention_heads", "decoder_ffn_dim"),
+}
 
 
 def _check_fields(kind, data, known):
+    only = ONLY | {"is_encoder_decoder": (kind in ("t5", "bart"),)}
     for name, value in data.items():
-        if name in ONLY and value not in ONLY[name]:
+        if name in only and value not in only[name]:
             raise ConfigError(
                 f"config.json: {name}={value!r} has no counterpart here. Known for {kind!r}: "
-                f"{ONLY[name][0]!r}."
+                f"{only[name][0]!r}."
             )
-        if name not in known and name not in ONLY and name not in HARMLESS:
+        if name not in known and name not in only and name not in HARMLESS:
             raise ConfigError(
                 f"config.json: {name}={str(value)[:80]!r} is unknown for model_type={kind!r}, and "
                 f"might change what the model computes.{near(name, known)} If it changes nothing, "

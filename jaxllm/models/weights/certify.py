@@ -27,7 +27,9 @@ def fixed_tokens(c):
     """
     wanted = LENGTH if not c.window or c.window >= LONGEST else max(LENGTH, c.window + 16)
     shape = (ROWS, min(wanted, c.positions))
-    return np.random.default_rng(20260101).integers(0, c.vocab, shape).astype(np.int32)
+    tokens = np.random.default_rng(20260101).integers(0, c.vocab, shape).astype(np.int32)
+    # RoBERTa's class takes the token of this id for padding, which counts for no position.
+    return np.where(tokens == c.position_offset - 1, c.position_offset, tokens).astype(np.int32)
 
 
 def our_outputs(model, params, tokens):
