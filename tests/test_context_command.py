@@ -98,6 +98,7 @@ def test_examples_that_do_not_fit_are_left_out_and_it_is_said(examples, capsys):
     room = len(Letters.tokenizer.encode(whole))
     text, sources = made("q", room=room - 1, examples=examples, shots=3)
     assert whole.endswith(text) and len(sources) == 2
+    assert sources == made("q", examples=examples, shots=3)[1][1:]
     assert "2 of 3 examples fit" in capsys.readouterr().err
 
 
@@ -113,6 +114,7 @@ def test_documents_answer_with_their_sources(tmp_path, capsys):
 
     text, sources = ask()
     assert sources[0] | {"score": 0} == dict(number=1, source="a.txt", line=3, score=0)
+    assert [source["number"] for source in sources] == [1, 2]
     assert "[1] a.txt, line 3:\nBees buzz by the hives." in text
     assert text.endswith("Question: buzz hives bees\nAnswer:")
     assert "2 files embedded, 0 kept" in capsys.readouterr().err
