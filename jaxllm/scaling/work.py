@@ -256,6 +256,11 @@ def wire(share):
     _rings(share, add)
     _experts(share, add)
     _stages(share, add)
+    if share.row.texts > 1 and not share.row.head:  # each is set against those of all devices
+        rows = share.rows * math.prod(share.shape[axis] for axis in sharding.ROW_AXES)
+        size = 4.0 * share.micro * rows * share.row.texts * share.c.width
+        add(sharding.ROW_AXES, "all-gather", size + 4.0 * share.micro * rows)
+        add(sharding.ROW_AXES, "reduce-scatter", size / 2)
     return Wire(found)
 
 
