@@ -1,6 +1,7 @@
 """From a config to everything that a run is made of, checks first."""
 
 import json
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax
 from jaxllm import data, models, objectives, optim, sharding, tokenizers
 from jaxllm.config import ConfigError, arguments, make
 from jaxllm.models.families import model_config
+from jaxllm.scaling import shapes
 from jaxllm.training import hosts, processes, ranges
 from jaxllm.training.state import born_sharded, create
 from jaxllm.training.step import StepOptions, make_evaluate, make_step
@@ -123,6 +125,7 @@ def _check_layout(config, c, shape):
     sharding.check_splits("validate.batch", config.validate.batch, shape, sharding.ROW_AXES)
     halves = (2, "halves of a device's part") if shape["seq"] > 1 else (1, "")
     sharding.check_splits("data.length", config.data.length, shape, sharding.LENGTH_AXES, *halves)
+    _check_transformed(config, shape)
     sharding.check_splits("model.layers", c.layers, shape, ("stage",), *_laps(c, shape))
     pieces = c.pipeline_pieces
     for name, batch in (("data", config.data.batch // micro), ("validate", config.validate.batch)):
@@ -144,6 +147,23 @@ def _check_layout(config, c, shape):
         sharding.check_splits(f"model.{name}", getattr(c, name), shape, ("tensor",))
     if shape["tensor"] % c.kv_heads:  # else each device has one of them
         sharding.check_splits("model.kv_heads", c.kv_heads, shape, ("tensor",))
+
+
+def _check_transformed(config, shape):
+    """Raises ConfigError unless rows divide as transforms leave them, which change their length."""
+    ways = math.prod(shape[axis] for axis in sharding.LENGTH_AXES)
+    if ways == 1 or not config.data.transforms:
+        return
+    row = shapes.of(config)
+    for name, tokens in (("inputs", row.inputs), ("targets", row.length)):
+        if tokens % ways:
+            axis = next(axis for axis in sharding.LENGTH_AXES if shape[axis] > 1)
+            raise ConfigError(
+                f"config.data.transforms make {name} of {tokens} tokens of "
+                f"config.data.length={config.data.length}, which do not split over "
+                f"{ways} devices of a row.\n  Try --config.mesh.{axis}=1 and a larger "
+                "--config.mesh.fsdp."
+            )
 
 
 def _check_assembly(c, shape):
