@@ -91,10 +91,10 @@ def test_text_for_texts_by_all_ways():
 
 
 def test_what_cannot_be_is_told():
-    model = models.make(tiny_config(assembly="encoder_decoder", position="learned"))
-    with pytest.raises(ConfigError, match=r"start=65 must be one of the model's 65 tokens"):
-        generate.decoder(model, start=65)
-    both = generate.decoder(model), generate.decoder(models.make(tiny_config()))
+    model = models.make(tiny_config(assembly="encoder_decoder", position="learned", vocab=260))
+    with pytest.raises(ConfigError, match=r"start=260 must be one of the model's 260 tokens"):
+        generate.decoder(model, start=260)
+    both = generate.decoder(model), generate.decoder(models.make(tiny_config(vocab=260)))
     with pytest.raises(ConfigError, match=r"begin rows with \[-1, 0\]"):
         generate.ensemble(both)
     params, tokenizer = random_params(model), generate_helpers.byte_tokenizer()
