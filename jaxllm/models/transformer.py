@@ -21,12 +21,15 @@ from jaxllm.models.layers import (
     flat_product,
     look_up,
     make_param,
+    narrow_product,
     rope_angles,
     softcap,
     split_keys,
 )
 from jaxllm.models.mlp import Mlp
 from jaxllm.models.moe import Moe
+from jaxllm.models.narrow import Int8, is_narrow
+from jaxllm.models.narrow import look_up as look_up_int8
 from jaxllm.models.recurrence import Recurrence
 from jaxllm.models.stacked import run_layers
 from jaxllm.sharding import wire
@@ -140,6 +143,8 @@ class Stack(nnx.Module):
         if table_VD.shape[0] < self.c.vocab:
             found = wire.own_rows(look_up, table_VD, wire.join(tokens_BT)).astype(self.c.dtype)
             return wire.sum_parts(found)
+        if isinstance(table_VD, Int8):
+            return look_up_int8(table_VD, tokens_BT, self.c.dtype)
         # Gathered whole over fsdp first: rows, not parts of their width, are looked up.
         return look_up(table_VD, tokens_BT).astype(self.c.dtype)
 
@@ -284,9 +289,14 @@ class Transformer(Stack):
     def _to_vocab(self, x_BTD):
         c = self.c
         if self.head is None:
-            table_VD = self.embed[...].astype(c.dtype)
-            by_hand = c.products != "direct"
-            z = flat_product(x_BTD, table_VD.T, 1) if by_hand else jnp.matmul(x_BTD, table_VD.T)
+            table_VD, by_hand = self.embed[...], c.products != "direct"
+            if isinstance(table_VD, Int8):
+                z = narrow_product(x_BTD, table_VD, 1)
+            elif is_narrow(table_VD, c.dtype):
+                z = narrow_product(x_BTD, table_VD.T, 1)
+            else:
+                table_VD = table_VD.astype(c.dtype)
+                z = flat_product(x_BTD, table_VD.T, 1) if by_hand else jnp.matmul(x_BTD, table_VD.T)
             z = z if self.head_bias is None else z + self.head_bias[...].astype(c.dtype)
         else:
             z = self.head(x_BTD)
