@@ -6,9 +6,12 @@ python -m jaxllm.sample --workdir=DIR --prompt="ROMEO:" [--prompts_file=F] [--to
     [--logprobs=0] [--count=1] [--seed=0] [--step=latest|best|N] [--slots=8] [--kv_int8]
     [--beams=4 [--length_penalty=1] [--early_stopping=no|yes|never]] [--draft=WORKDIR [--ahead=4]]
     [--ensemble=WORKDIR2,... [--average=probabilities|logits]] [--json] [--nostream]
-    [--weights=bfloat16|int8] [--chat [--template=chatml|plain|...] [--system=TEXT]]
+    [--weights=bfloat16|int8] [--chat [--chat_template=chatml|plain|...] [--system=TEXT]]
+    [--examples=F.jsonl [--shots=4] [--select=random|nearest|balanced] [--template=NAME|FILE]]
+    [--retrieve=FOLDER --index=DIR --embed=ENCODER_WORKDIR [--passages=8]]
 
-Of an encoder-decoder the prompt is the input text.
+Of an encoder-decoder the prompt is the input text. With --examples or --retrieve it is a question
+that is put behind examples, or passages of documents that are near it.
 """
 
 import json
@@ -19,6 +22,7 @@ from absl import flags
 
 from jaxllm import cli, data
 from jaxllm.config import ConfigError
+from jaxllm.context import command, embed
 from jaxllm.models import generate
 from jaxllm.tokenizers import TokenizerError
 from jaxllm.tokenizers import chat as chats
@@ -62,8 +66,9 @@ def define_flags():
     flags.DEFINE_bool("stream", True, "print a single sample as it is drawn")
     flags.DEFINE_enum("weights", "", ["", *generate.NARROW], "fewer bits a weight; not exact")
     flags.DEFINE_bool("chat", False, "talk with the model; with --prompt, one turn a prompt")
-    flags.DEFINE_string("template", "", "of chats, by name; plain: roles as words; '': the model's")
+    flags.DEFINE_string("chat_template", "", "by name; plain: roles as words; '': the model's")
     flags.DEFINE_string("system", "", "what a chat's system message says")
+    command.define_flags()
 
 
 def way(f):
@@ -96,9 +101,9 @@ def way(f):
 APART = {
     "beams": ("draft", "stop", "choices", "logprobs", "chat"),
     "draft": ("choices", "logprobs", "chat"),
-    "chat": ("choices", "json", "prompts_file", "logprobs"),
+    "chat": ("choices", "json", "prompts_file", "logprobs", "examples", "retrieve", "template"),
 }
-NEEDS = {"template": "chat", "system": "chat", "logprobs": "json"}
+NEEDS = {"chat_template": "chat", "system": "chat", "logprobs": "json"}
 
 
 def _check_pairs(f):
@@ -158,12 +163,14 @@ def main(file, overrides):
         raise ConfigError("The run's own config is used. Leave --config out.")
     f = flags.FLAGS
     how = way(f)
-    prompts = read_prompts(f)
+    prompts, framed = read_prompts(f), command.wanted(f)
     cli.start(reopen.load_config(f.workdir, overrides))
     trained = reopen.open_trained(f.workdir, overrides, f.step)
     how = how._replace(start=data.get(trained.run.config.data, "start"))
     draft, others = open_others(f, trained)
     model, params, tokenizer = trained.run.model, trained.params, trained.run.tokenizer
+    if framed:
+        prompts = _framed(f, prompts, trained)
     if others:
         models, trees = zip((model, params), *others, strict=True)
         decoders = [generate.as_decoder(one, tokenizer, how) for one in models]
@@ -182,6 +189,20 @@ def main(file, overrides):
     for number, (prompt, result) in enumerate(zip(prompts, found, strict=True)):
         _show(f, tokenizer, number, len(prompts), prompt, result)
     return 0
+
+
+def _framed(f, prompts, trained):
+    """Prompts behind examples or passages; tells on stderr where these are from."""
+    tokenizer, encoder = trained.run.tokenizer, None
+    if f.embed:
+        other = reopen.open_trained(f.embed)
+        encoder = embed.Embedder(other.run.model, other.params, other.run.tokenizer)
+    room = trained.run.model.config.positions - f.tokens
+    found = command.make_prompts(f, prompts, tokenizer, room, encoder)
+    for number, (_, sources) in enumerate(found):
+        for source in sources:
+            print(f"prompt {number + 1}: {json.dumps(source)}", file=sys.stderr)
+    return [text for text, _ in found]
 
 
 def _draw(f, model, params, tokenizer, prompts, how):
@@ -275,16 +296,17 @@ def talk(reply, said, messages=()):
 
 def _template(f, tokenizer):
     """The chat template that --template names, or the one that lies beside the tokenizer."""
-    if f.template == "plain":
+    if f.chat_template == "plain":
         return PLAIN
-    if f.template:
-        return chats.built_in(f.template, tokenizer)
+    if f.chat_template:
+        return chats.built_in(f.chat_template, tokenizer)
     directory = pathlib.Path(f.workdir) / "tokenizer"
     found = chats.load(directory)
     if found is None:
         raise ConfigError(
             f"--chat: {directory} has no {chats.TEMPLATE_FILE}, so how this model was taught to "
-            "talk is not known. Try --template=chatml, or --template=plain for roles as words."
+            "talk is not known. Try --chat_template=chatml, or --chat_template=plain for roles as "
+            "words."
         )
     return found
 

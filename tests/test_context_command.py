@@ -13,7 +13,7 @@ from jaxllm.context import command
 
 DEFAULTS = dict(
     template="", instruction="", examples="", shots=4, select="random", retrieve="", index="",
-    embed="", passages=8, passage_tokens=256, search="exact", seed=0,
+    embed="", passages=8, passage_tokens=96, search="exact", seed=0,
 )  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def test_stops_and_choices_and_files(call, tmp_path):
 
 def test_chat_by_the_models_own_template_or_by_name(call, trained):
     own = trained[0] / "tokenizer"
-    with pytest.raises(ConfigError, match=r"Try --template=chatml, or --template=plain"):
+    with pytest.raises(ConfigError, match=r"Try --chat_template=chatml, or --chat_template=plain"):
         call("--chat", "--prompt=hi")
     # What the model's own template makes of the second turn shows that it is the one in use.
     told = "{% if messages | length > 3 %}{{ raise_exception(messages[0].content) }}{% endif %}"
@@ -115,9 +115,9 @@ def test_chat_by_the_models_own_template_or_by_name(call, trained):
     finally:
         (own / chat.TEMPLATE_FILE).unlink()
     for name in ("chatml", "plain"):
-        assert len(call(*words, f"--template={name}").out.splitlines()) >= 2
+        assert len(call(*words, f"--chat_template={name}").out.splitlines()) >= 2
     with pytest.raises(TokenizerError, match="gemma"):
-        call("--chat", "--prompt=hi", "--template=gemma")
+        call("--chat", "--prompt=hi", "--chat_template=gemma")
 
 
 def test_an_answer_ends_where_its_template_ends_it(trained):
@@ -150,7 +150,7 @@ def test_each_turn_sees_those_before():
         (["--chat", "--json"], "--chat does not go with --json"),
         (["--chat", "--count=2"], "--chat does not go with --count=2"),
         (["--logprobs=2"], "--logprobs=2 needs --json"),
-        (["--template=chatml"], "--template=chatml needs --chat"),
+        (["--chat_template=chatml"], "--chat_template=chatml needs --chat"),
         (["--prompts_file=/nowhere"], "--prompts_file=/nowhere: FileNotFoundError"),
         (["--top_p=2"], "--top_p=2.0 must be in"),
     ],

@@ -25,7 +25,7 @@ def define_flags():
     flags.DEFINE_string("index", "", "directory of their index; made and kept up to date")
     flags.DEFINE_string("embed", "", "run of an encoder (model.task=embed)")
     flags.DEFINE_integer("passages", 8, "passages to retrieve", lower_bound=1)
-    flags.DEFINE_integer("passage_tokens", 256, "of the encoder's, a passage", lower_bound=8)
+    flags.DEFINE_integer("passage_tokens", 96, "of the encoder's, a passage", lower_bound=8)
     flags.DEFINE_enum("search", "exact", index.SEARCHES, "in the index")
 
 
