@@ -93,6 +93,7 @@ def measure(workdir):
         special = [*tokenizer.specials.values(), tokenizer.eos, tokenizer.bos, tokenizer.pad]
         first = min([i for i in special if i >= 0], default=tokenizer.vocab_size)
         found["unigram"] = unigram(held, first)
+        found["unigram_all"] = unigram(held, 1 << 30)  # sentinels and ends as tokens like others
     else:
         _, _, train = batches(workdir, "train")
         found["naive_bayes"], found["commonest"] = naive_bayes(train, held, tokenizer.vocab_size)
