@@ -59,7 +59,7 @@ def make_ours(size):
     about = {
         "devices": run.mesh.size,
         "compile_s": time.perf_counter() - begin,
-        "flops_per_token": flops.train_flops_per_token(run.model.config, s["length"]),
+        "flops_per_token": flops.of_run(run.config, run.model.config),
         "matmul_flops": devices.measure_cpu(jax.devices()[0]),
     }
 

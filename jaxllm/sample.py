@@ -5,7 +5,10 @@ python -m jaxllm.sample --workdir=DIR --prompt="ROMEO:" [--prompts_file=F] [--to
     [--presence_penalty=0] [--frequency_penalty=0] [--stop=TEXT]... [--choices=yes,no]
     [--logprobs=0] [--count=1] [--seed=0] [--step=latest|best|N] [--slots=8] [--kv_int8]
     [--beams=4 [--length_penalty=1] [--early_stopping=no|yes|never]] [--draft=WORKDIR [--ahead=4]]
-    [--ensemble=WORKDIR2,... [--average=probabilities|logits]] [--json] [--nostream] [--chat]
+    [--ensemble=WORKDIR2,... [--average=probabilities|logits]] [--json] [--nostream]
+    [--weights=bfloat16|int8] [--chat [--template=chatml|plain|...] [--system=TEXT]]
+
+Of an encoder-decoder the prompt is the input text.
 """
 
 import json
@@ -14,10 +17,17 @@ import sys
 
 from absl import flags
 
-from jaxllm import cli
+from jaxllm import cli, data
 from jaxllm.config import ConfigError
 from jaxllm.models import generate
+from jaxllm.tokenizers import TokenizerError
+from jaxllm.tokenizers import chat as chats
 from jaxllm.training import reopen
+
+PLAIN = chats.ChatTemplate(
+    "{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
 
 
 def define_flags():
@@ -50,7 +60,10 @@ def define_flags():
     flags.DEFINE_enum("average", "probabilities", ["probabilities", "logits"], "of an ensemble")
     flags.DEFINE_bool("json", False, "one JSON object a sample")
     flags.DEFINE_bool("stream", True, "print a single sample as it is drawn")
-    flags.DEFINE_bool("chat", False, "talk with the model; with --prompt, one turn")
+    flags.DEFINE_enum("weights", "", ["", *generate.NARROW], "fewer bits a weight; not exact")
+    flags.DEFINE_bool("chat", False, "talk with the model; with --prompt, one turn a prompt")
+    flags.DEFINE_string("template", "", "of chats, by name; plain: roles as words; '': the model's")
+    flags.DEFINE_string("system", "", "what a chat's system message says")
 
 
 def way(f):
@@ -71,15 +84,34 @@ def way(f):
             beams = generate.Beams(f.beams, f.length_penalty, early, f.count).check()
     except ConfigError as error:
         raise ConfigError(f"--{error}") from None
-    if f.beams and (f.draft or f.stop or f.choices or f.logprobs or f.chat):
-        raise ConfigError("--beams does not go with --draft, --stop, --choices, --logprobs, --chat")
-    if f.draft and (f.choices or f.logprobs or f.chat):
-        raise ConfigError("--draft does not go with --choices, --logprobs or --chat.")
+    _check_pairs(f)
     return generate.How(
         sampling=sampling, tokens=f.tokens, seed=f.seed, stop=tuple(f.stop),
         choices=tuple(f.choices), top=f.logprobs, slots=f.slots,
-        kv_dtype="int8" if f.kv_int8 else "", beams=beams, ahead=f.ahead,
+        kv_dtype="int8" if f.kv_int8 else "", beams=beams, ahead=f.ahead, weights=f.weights,
     )  # fmt: skip
+
+
+# {flag: what does not go with it}
+APART = {
+    "beams": ("draft", "stop", "choices", "logprobs", "chat"),
+    "draft": ("choices", "logprobs", "chat"),
+    "chat": ("choices", "json", "prompts_file", "logprobs"),
+}
+NEEDS = {"template": "chat", "system": "chat", "logprobs": "json"}
+
+
+def _check_pairs(f):
+    """Raises ConfigError for flags that do not go together."""
+    for one, others in APART.items():
+        both = [other for other in others if getattr(f, one) and getattr(f, other)]
+        if both:
+            raise ConfigError(f"--{one} does not go with --{both[0]}. Leave one of them out.")
+    for one, other in NEEDS.items():
+        if getattr(f, one) and not getattr(f, other):
+            raise ConfigError(f"--{one}={getattr(f, one)} needs --{other}. Add it.")
+    if f.chat and f.count > 1:
+        raise ConfigError(f"--chat does not go with --count={f.count}. Leave one of them out.")
 
 
 def read_prompts(f):
@@ -120,37 +152,6 @@ def open_others(f, trained):
     return draft, [other("ensemble", workdir) for workdir in f.ensemble]
 
 
-def chat(render, reply, read, first=None):
-    """Talks until the input ends.
-
-    Args:
-        render: messages [{"role", "content"}, …] -> prompt text, as the model's template has it.
-        reply: prompt text -> the answer; prints it as it comes.
-        read: () -> what the user says; EOFError ends the talk.
-        first: what the user says in the only turn, or None to read turns.
-
-    Returns:
-        The messages.
-    """
-    messages = []
-    while True:
-        try:
-            said = read() if first is None else first
-        except EOFError:
-            return messages
-        if said.strip():
-            messages.append({"role": "user", "content": said})
-            messages.append({"role": "assistant", "content": reply(render(messages))})
-        if first is not None:
-            return messages
-
-
-def render_plainly(messages):
-    """Writes messages for a model that has no template: a line each, named by role."""
-    lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
-    return "".join(lines) + "Assistant:"
-
-
 def main(file, overrides):
     """Restores the model, draws and prints."""
     if file:
@@ -160,11 +161,12 @@ def main(file, overrides):
     prompts = read_prompts(f)
     cli.start(reopen.load_config(f.workdir, overrides))
     trained = reopen.open_trained(f.workdir, overrides, f.step)
+    how = how._replace(start=data.get(trained.run.config.data, "start"))
     draft, others = open_others(f, trained)
     model, params, tokenizer = trained.run.model, trained.params, trained.run.tokenizer
     if others:
         models, trees = zip((model, params), *others, strict=True)
-        decoders = [generate.decoder(one, how.kv_dtype) for one in models]
+        decoders = [generate.as_decoder(one, tokenizer, how) for one in models]
         model, params = generate.ensemble(decoders, f.average), trees
     if f.chat:
         return _chat(f, model, params, tokenizer, how)
@@ -217,19 +219,86 @@ def _show(f, tokenizer, number, count, prompt, result):
 
 
 def _chat(f, model, params, tokenizer, how):
-    how = how._replace(slots=1, stop=(*how.stop, "\nUser:"))
+    template = _template(f, tokenizer)
+    ends = tuple(
+        dict.fromkeys([*generate.ends_of(tokenizer, how), *_turn_ends(tokenizer, template)])
+    )
+    how = how._replace(slots=1, eos=ends)
+    if template is PLAIN:  # without a token that ends a turn
+        how = how._replace(stop=(*how.stop, "\nUser:"))
     engine = generate.make_engine(model, params, tokenizer, how)
+    if engine.decoder.start >= 0:
+        raise ConfigError("--chat needs a decoder; this model reads by an encoder. Use --prompt.")
 
-    def reply(prompt):
-        text = ""
-        for _, new, _ in generate.stream(engine, tokenizer, [prompt], how):
+    def reply(messages):
+        ids, _ = chats.encode_chat(tokenizer, template, messages, add_generation_prompt=True)
+        parts = []
+        for _, new, _ in generate.stream(engine, tokenizer, [ids], how):
+            parts.append(new)
             print(new, end="", flush=True)
-            text += new
         print()
-        return text.strip()
+        return "".join(parts).strip()
 
-    chat(render_plainly, reply, lambda: input("> "), f.prompt[0] if f.prompt else None)
+    first = [{"role": "system", "content": f.system}] if f.system else []
+    said = iter(f.prompt) if f.prompt else _typed()
+    talk(reply, said, first)
     return 0
+
+
+def _typed():
+    """Yields what a user types, to the end of the input."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+
+
+def talk(reply, said, messages=()):
+    """Talks until nothing more is said.
+
+    Args:
+        reply: messages [{"role", "content"}, …] -> the answer.
+        said: iterable of what the user says in turn; what is empty is passed over.
+        messages: that come before.
+
+    Returns:
+        All messages.
+    """
+    messages = list(messages)
+    for words in said:
+        if words.strip():
+            messages.append({"role": "user", "content": words})
+            messages.append({"role": "assistant", "content": reply(messages)})
+    return messages
+
+
+def _template(f, tokenizer):
+    """The chat template that --template names, or the one that lies beside the tokenizer."""
+    if f.template == "plain":
+        return PLAIN
+    if f.template:
+        return chats.built_in(f.template, tokenizer)
+    directory = pathlib.Path(f.workdir) / "tokenizer"
+    found = chats.load(directory)
+    if found is None:
+        raise ConfigError(
+            f"--chat: {directory} has no {chats.TEMPLATE_FILE}, so how this model was taught to "
+            "talk is not known. Try --template=chatml, or --template=plain for roles as words."
+        )
+    return found
+
+
+def _turn_ends(tokenizer, template):
+    """Special tokens that a template ends an answer with: [id] or []."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        ids, mask = chats.encode_chat(tokenizer, template, messages)
+    except TokenizerError as error:
+        print(f"No token that ends an answer: {error}", file=sys.stderr)
+        return []
+    last = int(ids[mask][-1])
+    return [last] if last in tokenizer.specials.values() else []
 
 
 if __name__ == "__main__":

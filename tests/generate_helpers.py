@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 
 from benchmarks.smollm2 import params_of
@@ -10,11 +11,11 @@ from jaxllm.models.config import resolve
 from jaxllm.tokenizers import byte
 
 SIZES = dict(
-    vocab_size=160, hidden_size=48, intermediate_size=96, num_hidden_layers=4,
+    vocab_size=160, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
     attn_implementation="eager", bos_token_id=1, eos_token_id=None, pad_token_id=0,
 )  # fmt: skip
-OURS = dict(layers=4, width=48, mlp_width=96, heads=4, kv_heads=2)
+OURS = dict(layers=2, width=32, mlp_width=48, heads=4, kv_heads=2)
 WINDOW = 12
 
 
@@ -68,6 +69,12 @@ def gemma2(scale=0.25):
         layers = [ours[f"model.layers.{i}.{theirs_name}.weight"] for i in range(config.layers)]
         params["layers"][name] = {"scale": np.stack(layers)}
     return model, params, theirs
+
+
+@functools.cache
+def logits_of(model):
+    """model.apply, compiled once a shape."""
+    return jax.jit(model.apply)
 
 
 def _transformers():

@@ -1,5 +1,6 @@
 """Encoders, encoder-decoders, two streams: what a token sees; devices change nothing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,8 @@ import pytest
 
 from jaxllm import models, objectives, sharding
 from jaxllm.config import ConfigError
+from jaxllm.models import attention, distance
 from jaxllm.models import cache as caches
-from jaxllm.models import distance
 from jaxllm.models.config import resolve
 from jaxllm.sharding import wire
 from jaxllm.training.step import make_gradient
@@ -310,6 +311,18 @@ def test_decoding_from_the_cache_equals_the_whole_row(name):
         )
         parts.append(logits)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole[:, :8], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_kernel_that_looks_back_only_is_taken_for_an_encoder(name):
+    """On a TPU too, where rows of 1,024 tokens of a decoder go through splash attention."""
+    c = resolve({**TINY, **KINDS[name]}, vocab=VOCAB, length=1024)
+    assert attention.choose(c, 1024, "tpu") == "reference"
+    decoder = resolve(TINY, vocab=VOCAB, length=1024)
+    assert attention.choose(decoder, 1024, "tpu") == "splash"
+    for kernel in ("splash", "lsh"):
+        with pytest.raises(ConfigError, match=r"look back only|bias"):
+            attention.choose(dataclasses.replace(c, attention=kernel), 1024, "tpu")
 
 
 def test_an_encoder_writes_no_text():

@@ -29,6 +29,9 @@ def model(family, size, **fields):
         ("mixtral", "8x7b", 46_702_792_704),
         ("gemma", "2b", 2_506_172_416),
         ("llama", "smollm2-135m", 134_515_008),
+        ("t5", "small", 60_506_624),
+        ("t5", "base", 222_903_552),
+        ("t5v1.1", "base", 247_577_856),
     ],
 )
 def test_published_numbers_of_parameters(family, size, total):
@@ -97,6 +100,51 @@ def test_sizes_are_those_of_accelerate(family, size, head, largest, total, adam)
     assert f"{found.total / GIB:.2f} GB" == total and f"{found.adam / GIB:.2f} GB" == adam
     words = f"{found.largest_layer / GIB:.2f} GB"
     assert largest in (words, f"{found.largest_layer / 2**20:.2f} MB")
+
+
+BARE = dict(
+    lm_head=False, head_transform=False, head_bias=False, task="embed", pool="mean", pool_layer=True
+)
+
+
+def test_sizes_of_an_encoder_are_those_of_accelerate():
+    """Of bert-base-cased, as accelerate's own guide has it: 84.95 MB of 413.18 MB, 1.61 GB."""
+    c, infos = model("bert", "base-cased", **BARE)
+    assert counts.count(infos, c).total == 108_310_272
+    found = counts.sizes(infos)
+    assert round(found.largest_layer / 2**20, 2) == 84.95
+    # Its program holds two lists of 512 places besides, of 8 bytes each.
+    assert round((found.total + 2 * 512 * 8) / 2**20, 2) == 413.18
+    assert round(found.adam / GIB, 2) == 1.61
+
+
+@pytest.mark.parametrize("family, heads", [("t5", 4), ("griffin", 4)])
+def test_the_largest_layer_is_one_of_those_that_there_are(family, heads):
+    """A decoder's with what looks at the encoder; of two kinds the larger one, not both."""
+    size = dict(layers=6, width=64, heads=heads, kv_heads=heads, mlp_width=96, vocab=9)
+    size |= dict(head_width=16, positions=16)
+    _, infos = model(family, "", **size)
+    attention, mlp = 4 * 64 * 64, 64 * 96 * (2 if family == "t5" else 3)
+    inside = 64 * 64 * 3 + 2 * 64 * 16 + 64 * (3 + 4 + 4)  # matrices, gates, biases and taps
+    larger = max(inside, attention + 64)
+    layers = {"t5": 2 * attention + mlp + 3 * 64, "griffin": larger + mlp + 4 * 64 + 2 * 64}
+    assert counts.sizes(infos).largest_layer == 4 * layers[family]
+
+
+def test_what_is_added_to_adapt_stands_in_both_stacks():
+    """Prefix and adapters of T5-base in 24 layers, low-rank updates of 36 attentions."""
+    c, infos = model("t5", "base")
+    assert counts.prefix(c, 10) == 10 * 24 * 2 * 768
+    assert counts.adapters(c, 64) == 24 * 2 * (2 * 768 * 64 + 64 + 768)
+    assert counts.low_rank(infos, 8) == 36 * 2 * 8 * (768 + 768)
+
+
+def test_decoding_keeps_what_an_encoder_made_and_no_keys_of_recurrences():
+    c, _ = model("t5", "base")
+    assert counts.kv_cache_bytes(c, 10, inputs=5) == 12 * 15 * 2 * 768 * 2
+    size = dict(layers=6, width=64, heads=4, kv_heads=1, mlp_width=96, vocab=9, window=8)
+    c, _ = model("griffin", "", **size)
+    assert counts.kv_cache_bytes(c, 32) == 2 * 8 * 2 * c.head_width * 2 + 4 * 64 * (4 + 3 * 2)
 
 
 @pytest.mark.parametrize("part, size", [(2, 7.12), (4, 3.56), (8, 1.78)])

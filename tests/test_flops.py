@@ -10,7 +10,7 @@ from jaxllm import models
 from jaxllm.models.config import resolve
 from jaxllm.models.families.gpt2 import GPT2, GPT2_SIZES
 from jaxllm.models.families.palm import PALM, PALM_SIZES
-from jaxllm.scaling import devices, flops
+from jaxllm.scaling import devices, flops, shapes
 from tests.conftest import tiny_config
 
 
@@ -44,6 +44,40 @@ def test_parameters_that_multiply_are_those_of_the_model(fields):
     infos = models.abstract_params(c)
     hidden = sum(np.prod(info.shape) for info in infos.values() if info.inputs)
     assert flops.matmul_params(c) == hidden + c.vocab * c.width
+
+
+STACKS = {
+    "encoder": dict(assembly="encoder", head_transform=True),
+    "recurrent": dict(layers=6, attention_every=3),
+    "encoder and decoder": dict(assembly="encoder_decoder", encoder_layers=3),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_every_parameter_that_multiplies_is_counted_once(name):
+    """Those of both stacks, of recurrences, and of what stands before the head."""
+    c = tiny_config(**STACKS[name])
+    infos = models.abstract_params(c)
+    gates = [p for p in infos if p.endswith(("input_gate/w", "rate_gate/w"))]
+    met = [p for p, info in infos.items() if info.inputs or p in gates]
+    hidden = sum(np.prod(infos[p].shape) for p in met)
+    assert flops.matmul_params(c) + flops.input_params(c) == hidden + c.vocab * c.width
+
+
+def test_rows_count_what_is_done_with_them():
+    """An encoder's inputs count for the targets; a head that is not asked for does not."""
+    c = tiny_config(assembly="encoder_decoder", encoder_layers=3)
+    few, more = (shapes.Shape(1, 8, inputs, 1, True) for inputs in (16, 32))
+    of_few, of_more = (flops.forward_flops_per_row(c, shape) for shape in (few, more))
+    heads = c.heads * c.head_width
+    scores = 4 * heads * (c.encoder_layers * (32**2 - 16**2) + c.layers * 8 * 16)
+    assert of_more - of_few == 2 * 16 * flops.input_params(c) + scores
+    c = tiny_config(assembly="encoder", task="classify", labels=3, pool_layer=True)
+    whole = flops.forward_flops_per_row(c, shapes.Shape(1, 8, 0, 1, True))
+    task = flops.forward_flops_per_row(c, shapes.Shape(1, 8, 0, 1, False))
+    assert whole - task == 2 * 8 * c.vocab * c.width - 2 * c.width * (c.width + 3)
+    causal = flops.attention_flops_per_token(c, 8, "causal")
+    assert causal == flops.attention_flops_per_token(c, 8, "palm")  # all tokens are seen
 
 
 def test_xla_counts_the_same():

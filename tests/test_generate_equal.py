@@ -34,9 +34,7 @@ def test_greedy_is_that_of_transformers_to_the_last_token(kind):
     assert len({tuple(tokens) for tokens in wanted}) == 10
 
 
-@pytest.mark.parametrize(
-    "early, penalty", [(False, 1.0), (True, 1.0), (False, 0.5), ("never", 2.0)]
-)
+@pytest.mark.parametrize("early, penalty", [(False, 0.5), (True, 1.0), ("never", 2.0)])
 def test_four_beams_are_those_of_transformers(early, penalty):
     model, params, theirs = helpers.llama(0.12)
     decoder, eos = generate.decoder(model), (4, 7, 22, 30, 31, 55, 60)
@@ -44,12 +42,12 @@ def test_four_beams_are_those_of_transformers(early, penalty):
     weights = decoder.prepare(params)
     find = jax.jit(beam.make_beam_search(decoder, 24, how, eos))
     ended = 0
-    for prompt in helpers.ragged_prompts(3, seed=4):
+    for prompt in helpers.ragged_prompts(4, seed=4):
         wanted = helpers.continue_theirs(
             theirs, prompt, 24, num_beams=4, num_return_sequences=3, early_stopping=early,
             length_penalty=penalty, eos_token_id=list(eos),
         )  # fmt: skip
-        found = np.asarray(find(weights, generate.pad([prompt])).tokens)[0]
+        found = np.asarray(find(weights, generate.pad([prompt], 48)).tokens)[0]
         ended += (found < 0).any()
         found = np.where(found < 0, 2, found)[:, : wanted.shape[1]]
         np.testing.assert_array_equal(found, wanted)

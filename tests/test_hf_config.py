@@ -15,6 +15,13 @@ LLAMA = dict(
     num_attention_heads=32, num_key_value_heads=32, vocab_size=32000, rms_norm_eps=1e-5,
     max_position_embeddings=4096, hidden_act="silu", tie_word_embeddings=False,
 )  # fmt: skip
+BERT = dict(
+    model_type="bert", hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+    intermediate_size=3072, vocab_size=30522, type_vocab_size=2, max_position_embeddings=512,
+)  # fmt: skip
+T5 = dict(
+    model_type="t5", d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, vocab_size=32128,
+)  # fmt: skip
 # {name: (what stands in its file, parameters as published)}.
 FILES = {
     "gpt2": (
@@ -58,6 +65,25 @@ FILES = {
         LLAMA | dict(model_type="phi3", hidden_size=3072, intermediate_size=8192, vocab_size=32064,
                      rope_scaling=dict(type="longrope", short_factor=[1.0])),
         3_821_079_552,
+    ),
+    "bert-base-uncased": (dict(BERT, architectures=["BertModel"]), 109_482_240),
+    "bert-base-cased": (dict(BERT, architectures=["BertModel"], vocab_size=28996), 108_310_272),
+    "roberta-base": (
+        BERT | dict(model_type="roberta", vocab_size=50265, max_position_embeddings=514,
+                    type_vocab_size=1, pad_token_id=1, architectures=["RobertaModel"]),
+        124_645_632,
+    ),
+    "t5-base": (T5, 222_903_552),
+    "flan-t5-base": (
+        T5 | dict(d_ff=2048, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+        247_577_856,
+    ),
+    # Its 139,420,416 parameters, and the bias of the logits, which its file holds as well.
+    "bart-base": (
+        dict(model_type="bart", d_model=768, encoder_layers=6, decoder_layers=6,
+             encoder_attention_heads=12, decoder_attention_heads=12, encoder_ffn_dim=3072,
+             decoder_ffn_dim=3072, vocab_size=50265, max_position_embeddings=1024),
+        139_420_416 + 50_265,
     ),
 }  # fmt: skip
 

@@ -197,7 +197,7 @@ def test_a_wrong_command_says_what_to_type(tmp_path):
     done = call("import", f"--from={tmp_path / 'model.bin'}", f"--to={tmp_path / 'x'}")
     assert done.returncode == 2 and "weights_only=True" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "x").exists()
-    with pytest.raises(ConfigError, match="no folder"):
+    with pytest.raises(ConfigError, match="neither a folder"):
         imported.open_view(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"no config\.json there"):
         imported.open_run(tmp_path)

@@ -1,6 +1,8 @@
 """What the closed form counts against what the compiler counts in the program itself."""
 
 import math
+import pathlib
+import tempfile
 
 import jax
 import pytest
@@ -27,6 +29,14 @@ SIZES = {
     "optim.kind": "sgd",
 }
 
+T5 = {"model.family": "t5", "model.head_width": 16}
+GRIFFIN = {"model.family": "griffin", "model.kv_heads": 1, "model.window": 16, "model.layers": 6}
+_TASK = {"model.lm_head": "false", "model.head_bias": "false", "model.head_transform": "false"}
+CLASSES = _TASK | {"model.task": "classify", "model.labels": 5, "data.rows": "examples"}
+CLASSES |= {"model.pool_layer": "true"}
+TOGETHER = _TASK | {"model.task": "embed", "model.pool": "mean", "data.rows": "together"}
+OBJECTIVES = {"examples": "classify", "together": "contrast"}
+
 # {what: (mesh, settings)}
 PROGRAMS = {
     "full": ("fsdp 4", {"model.remat": "full"}),
@@ -43,15 +53,41 @@ PROGRAMS = {
     "plain": ("data 2", {"model.remat": "full", "model.gated": "false", "model.position": "none"}),
     "direct": ("fsdp 2", {"model.remat": "full", "model.products": "direct"}),
     "grouped": ("fsdp 2", {"model.remat": "light", "model.kv_heads": 2}),
+    "encoder": ("fsdp 2", {"model.family": "bert", "model.remat": "light"}),
+    "spans": ("fsdp 2", {**T5, "model.remat": "full"}),
+    "spans light": ("fsdp 2", {**T5, "model.remat": "light", "model.encoder_layers": 2}),
+    "two streams": ("fsdp 2", {"model.family": "xlnet", "model.remat": "light"}),
+    "recurrent": ("fsdp 2", {**GRIFFIN, "model.remat": "light"}),
+    "classes": ("data 2", {"model.family": "bert", "model.remat": "full", **CLASSES}),
+    "embeddings": ("data 2", {"model.family": "bert", "model.remat": "full", **TOGETHER}),
 }
+TRANSFORMS = {"bert": "bert", "t5": "spans", "xlnet": "xlnet"}
+
+
+def load(family, rows, overrides):
+    """A config of a family whose rows are those that it is trained on."""
+    lines = ["from configs import pretrain", "def get_config(arg=None):"]
+    lines += ["    c = pretrain.get_config(arg)"]
+    if rows:
+        task = "pairs" if rows == "together" else "classify"
+        source = dict(kind="counting", task=task, weight=1.0)
+        lines += [f"    c.data.sources = dict(main={source})"]
+        lines += [f"    c.objective = dict(kind={OBJECTIVES[rows]!r})"]
+    elif family in TRANSFORMS:
+        lines += [f"    c.data.transforms = dict(rows=dict(kind={TRANSFORMS[family]!r}))"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "config.py"
+        file.write_text("\n".join([*lines, "    return c"]))
+        return settings.load(f"{file}:family={family},size=", overrides, setup.KINDS)[0]
 
 
 def assembled(mesh, fields):
     """(config, `setup.Run`, abstract batch) of a program on the first devices."""
     pairs = {**SIZES, **fields}
     pairs |= {f"mesh.{axis}": size for axis, size in runs.shape_of(mesh).items()}
+    family = pairs.pop("model.family", "llama")
     overrides = [(name, str(value)) for name, value in pairs.items()]
-    config, _ = settings.load("configs/pretrain.py:family=llama,size=", overrides, setup.KINDS)
+    config = load(family, pairs.get("data.rows", ""), overrides)
     devices = jax.devices()[: math.prod(runs.shape_of(mesh).values())]
     run = setup.assemble_program(config, config.model.vocab, devices)
     return config, run, setup.abstract_batch(run, config.data.batch)

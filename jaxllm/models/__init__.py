@@ -17,7 +17,8 @@ from jaxllm.dims import ParamInfo
 from jaxllm.models import attention
 from jaxllm.models import cache as caches
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.transformer import Transformer, is_whole
+from jaxllm.models.stacked import is_whole
+from jaxllm.models.transformer import Transformer
 
 UNROLL_ON_CPU = 8  # layers
 

@@ -186,12 +186,10 @@ def _lacks_sight(c, name):
     """Returns what of a model's positions and order of tokens a kernel does not know, or ""."""
     if c.biased and name != "reference":
         return f"it has no bias of the scores, as position={c.position!r} needs"
-    if name in ("splash", "lsh") and (c.assembly == "encoder" or c.two_streams):
-        return "its tokens look back only"
+    if name in ("splash", "lsh") and (c.assembly != "decoder" or c.two_streams):
+        return "its tokens look back only, and an encoder's do not"
     if name not in ("reference", "xla") and c.two_streams:
         return "it has no second stream, and two_streams=True"
-    if name == "lsh" and c.assembly == "encoder_decoder":
-        return "its queries are keys, and a decoder's look at an encoder's"
     return ""
 
 

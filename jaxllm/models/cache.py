@@ -336,9 +336,35 @@ def grow(cache, c, length, slack=0):
     return {**cache, "layers": Apart([one(i, held) for i, held in enumerate(cache["layers"])])}
 
 
+def widen(cache, inputs):
+    """Returns a cache with room for `inputs` tokens of an encoder's inputs."""
+    axes = {"memory_k": 3, "memory_v": 2, "inputs_segment": 1}
+
+    def one(path, x):
+        axis = axes.get(path[-1].key)
+        if axis is None:
+            return x
+        more = inputs - x.shape[axis]
+        return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+
+    return jax.tree_util.tree_map_with_path(one, cache)
+
+
 def take_rows(cache, row_B):
     """Returns a cache of the rows with these indices, int32[B]: to repeat or reorder them."""
     return jax.tree.map(lambda x: x[row_B], cache)
+
+
+def reorder(cache, row_B):
+    """The same for rows that change places with others of the same encoder's inputs.
+
+    What an encoder's memory gave stays where it is.
+    """
+
+    def one(path, x):
+        return x if path[-1].key in (*OF_MEMORY, "inputs_segment") else x[row_B]
+
+    return jax.tree_util.tree_map_with_path(one, cache)
 
 
 def put_rows(cache, rows, row_P):

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.dims import AXIS_OF_LETTER
+from jaxllm.models import narrow
 from jaxllm.sharding import wire
 
 ACTIVATIONS = {
@@ -75,7 +76,8 @@ class Projection(nnx.Module):
             only: (first, count) of the weight's second dimension that are asked for; None for all.
             sizes: where x is [M, …], sorted by the weights of a stack: how many each has, int32[E].
         """
-        x, w = x.astype(self.dtype), self.w[...].astype(self.dtype)
+        x, w = x.astype(self.dtype), self.w[...]
+        w = w if narrow.is_narrow(w, self.dtype) else w.astype(self.dtype)
         b = None if self.b is None else self.b[...].astype(self.dtype)
         if only:
             w = jax.lax.dynamic_slice_in_dim(w, *only, axis=1)
@@ -91,6 +93,8 @@ class Projection(nnx.Module):
 
     def _multiply(self, x, w):
         contracted = len(self.contracted)
+        if narrow.is_narrow(w, self.dtype):
+            return narrow_product(x, w, contracted)
         return flat_product(x, w, contracted) if self.flat else jnp.tensordot(x, w, contracted)
 
 
@@ -107,20 +111,19 @@ def flat_product(x, w, contracted):
     return y.reshape(*kept, *made)
 
 
-FEW = 64  # rows; those of decoding
+def narrow_product(x, w, contracted):
+    """The same with a weight of `narrow`."""
+    kept = x.shape[: x.ndim - contracted]
+    x_MD = x.reshape(math.prod(kept), -1)
+    if isinstance(w, narrow.Int8):
+        return narrow.product(x_MD, w).reshape(*kept, *w.made)
+    y = narrow.product(x_MD, w.reshape(x_MD.shape[1], -1))
+    return y.reshape(*kept, *w.shape[contracted:])
 
 
 def product(x, w):
-    """x [M, D] times w [D, F], by the way that a CPU has for few rows of bfloat16.
-
-    XLA's CPU backend multiplies bfloat16 fast only where it may return float32, and only two rows
-    or more: one row of SmolLM2's matrices takes 216 ms else, and 17 ms so (benchmarks/decode.py).
-    """
-    rows = x.shape[0]
-    if x.dtype != jnp.bfloat16 or rows > FEW:
-        return x @ w
-    x = jnp.pad(x, ((0, 1), (0, 0))) if rows == 1 else x
-    return jnp.matmul(x, w, preferred_element_type=jnp.float32)[:rows].astype(x.dtype)
+    """x [M, D] times w [D, F]; of bfloat16 by the way that a CPU has for it."""
+    return narrow.few_rows(x, w).astype(x.dtype) if x.dtype == jnp.bfloat16 else x @ w
 
 
 class Norm(nnx.Module):

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from jaxllm.scaling import shapes
+
 # Bits a parameter of NF4 with double quantization: 4, and of each block of 64 an 8-bit scale, of
 # each 256 scales a 32-bit one (Dettmers et al. 2023, arXiv:2305.14314, section 3).
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -61,21 +63,24 @@ def prompt(c, tokens):
 
 
 def prefix(c, tokens):
-    """Parameters of a prefix: a key and a value a token and layer (Li and Liang 2021,
-    arXiv:2101.00190), once its reparametrisation is dropped."""
-    return tokens * c.layers * 2 * c.kv_heads * c.head_width
+    """Parameters of a prefix: a key and a value a token and layer that attends, in both stacks
+    where there are two (Li and Liang 2021, arXiv:2101.00190), once its reparametrisation is
+    dropped."""
+    layers = len(shapes.attending(c)) + c.encoder_layers
+    return tokens * layers * 2 * c.kv_heads * c.head_width
 
 
 def adapters(c, bottleneck, per_layer=2):
     """Parameters of bottleneck adapters: two matrices and their biases each.
 
     Args:
-        c: resolved ModelConfig.
+        c: resolved ModelConfig; adapters stand in the layers of both stacks where there are two.
         bottleneck: width inside.
         per_layer: two after attention and MLP (Houlsby et al. 2019, arXiv:1902.00751), or one
             (Pfeiffer et al. 2020, arXiv:2005.00247).
     """
-    return c.layers * per_layer * (2 * c.width * bottleneck + bottleneck + c.width)
+    layers = c.layers + c.encoder_layers
+    return layers * per_layer * (2 * c.width * bottleneck + bottleneck + c.width)
 
 
 def _stacked(info):
@@ -114,16 +119,31 @@ def sizes(infos, *, head=True):
         infos: {path: ParamInfo}.
         head: whether an untied output head counts; accelerate leaves it out of a bare model.
     """
-    layer, outside = 0, []
+    kept = {p: math.prod(i.shape) for p, i in infos.items() if head or not p.startswith("head/")}
+    outside = [n for path, n in kept.items() if not infos[path].is_stacked]
+    largest, total = max(*_largest_layers(infos), *outside), sum(kept.values())
+    return Sizes(4 * largest, 4 * total, 16 * total)
+
+
+def _largest_layers(infos):
+    """Parameters of the largest layer of each stack, where layers may differ in their parts."""
+    stacks = {}
     for path, info in infos.items():
-        n = math.prod(info.shape)
-        if path.startswith("layers/"):
-            layer += n // info.shape[0]
-        elif head or not path.startswith("head/"):
-            outside.append(n)
-    layers = next(i.shape[0] for p, i in infos.items() if p.startswith("layers/"))
-    total = 4 * (layers * layer + sum(outside))
-    return Sizes(4 * max(layer, *outside), total, 4 * total)
+        if info.is_stacked:
+            stack, _, rest = path.partition("layers/")
+            parts = stacks.setdefault(stack, {})
+            name = rest.split("/")[0]
+            parts[name] = parts.get(name, 0) + math.prod(info.shape[1:])
+    found = []
+    for parts in stacks.values():
+        for pair in INSTEAD:  # a layer has one of the two
+            if set(pair) <= set(parts):
+                del parts[min(pair, key=parts.get)]
+        found.append(sum(parts.values()))
+    return found
+
+
+INSTEAD = (("attn", "recurrence"), ("mlp", "moe"))
 
 
 def zero_bytes(parameters, devices, stage):
@@ -146,8 +166,16 @@ def chinchilla_tokens(parameters):
     return 20 * parameters
 
 
-def kv_cache_bytes(c, tokens, bytes_per_number=2):
-    """Bytes of keys and values of `tokens` tokens in all layers; windows keep no more than
-    themselves."""
-    kept = sum(min(tokens, c.window) if c.is_windowed(i) else tokens for i in range(c.layers))
-    return kept * 2 * c.kv_heads * c.head_width * bytes_per_number
+def kv_cache_bytes(c, tokens, bytes_per_number=2, inputs=0):
+    """Bytes that decoding keeps of a row.
+
+    Keys and values of `tokens` tokens in all layers that attend, windows no more than themselves;
+    of an encoder's `inputs` in all layers; the states of recurrences, in float32, and the tokens
+    that their convolutions see.
+    """
+    layers = shapes.attending(c)
+    kept = sum(min(tokens, c.window) if c.is_windowed(i) else tokens for i in layers)
+    kept += c.layers * inputs if c.assembly == "encoder_decoder" else 0
+    states = (c.layers - len(layers)) * c.recurrent_width
+    tails = states * (c.conv_width - 1) * bytes_per_number
+    return kept * 2 * c.kv_heads * c.head_width * bytes_per_number + states * 4 + tails

@@ -78,7 +78,7 @@ class Estimate(NamedTuple):
 
     def mfu(self, seconds, convention):
         """Model FLOPs utilisation of a step that takes so long; conventions as `flops`."""
-        each = flops.train_flops_per_token(self.share.c, self.share.config.data.length, convention)
+        each = flops.of_run(self.share.config, self.share.c, convention)
         peak = self.machine.device.peak_flops * self.machine.count
         return flops.utilisation(self.step_tokens / seconds, each, peak)
 

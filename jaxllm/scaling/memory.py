@@ -67,7 +67,7 @@ def phases(share):
 def _sums(share):
     """Bytes of gradients that are added up over micro-batches, and of narrow copies of weights."""
     narrow = share.width < 4
-    layers = [p for p in share.infos if p.startswith("layers/")]
+    layers = [p for p, info in share.infos.items() if info.is_stacked]
     cast = sum(share.stored(p) for p in layers if share.infos[p].multiplies)
     rest = sum(share.stored(p) for p in layers) - cast
     found = {
@@ -79,9 +79,14 @@ def _sums(share):
     return found
 
 
-def kept_per_token(share):
-    """Bytes of a layer's activations that wait for the backward pass, a token of this device."""
-    c, b, tensor = share.c, share.width, share.shape["tensor"]
+def kept_per_token(share, part):
+    """Bytes of a layer's activations that wait for the backward pass, a token of this device.
+
+    Args:
+        share: `share.Share`.
+        part: `shapes.Part` that the layer is of.
+    """
+    c, b, tensor = part.c, share.width, share.shape["tensor"]
     stream, mlp = c.width / tensor * b, _mlp_width(share) * b
     heads, keys = (_heads(share, n) * b for n in (c.heads, c.kv_heads))
     ups = 2 if c.gated else 1
@@ -93,10 +98,12 @@ def kept_per_token(share):
         turned = heads + keys if work.rotates_by_product(c) else 0
         return 2 * stream + heads + 2 * keys + turned + ups * mlp
     if share.platform == "cpu":
-        return _bytes(share, _CPU_KEPT[_on_cpu(share)])
+        return _bytes(share, part, _CPU_KEPT[_on_cpu(share)])
     # Norms keep their input and what they made of it in float32, attention written out its weights;
     # an MLP all that its activation and its products' gradients need.
-    norms = _score_bytes(share, 4) + 2 * (3 if c.norm == "layer" else 2) * c.width / tensor * 4
+    norms = (
+        _score_bytes(share, part, 4) + 2 * (3 if c.norm == "layer" else 2) * c.width / tensor * 4
+    )
     return norms + 5 * stream + 2 * heads + 2 * keys + (5 if c.gated else 6) * mlp
 
 
@@ -105,21 +112,25 @@ _ON_THEIR_WAY = 3  # layers' inputs that are on the device while they go to the 
 
 def kept_bytes(share):
     """Bytes of activations of all layers that wait on this device for the backward pass."""
-    layers = min(_ON_THEIR_WAY, share.c.layers) if share.offloads else share.c.layers
-    return share.tokens * kept_per_token(share) * layers / (1 - share.bubble)
+    kept = 0
+    for part in share.parts:
+        layers = min(_ON_THEIR_WAY, part.c.layers) if share.offloads else part.c.layers
+        kept += share.seen(part) * kept_per_token(share, part) * layers
+    return kept / (1 - share.bubble)
 
 
 def offloaded_bytes(share):
     """Bytes of activations that wait in the host's memory."""
-    return share.tokens * kept_per_token(share) * share.c.layers if share.offloads else 0
-
-
-def _score_bytes(share, each):
-    """Bytes of a token's attention scores at so many a score; kernels hold none."""
-    c = share.c
-    if c.attention not in ("reference", "xla"):
+    if not share.offloads:
         return 0
-    return each * share.config.data.length * max(c.heads // share.shape["tensor"], 1)
+    parts = share.parts
+    return sum(share.seen(p) * kept_per_token(share, p) * p.c.layers for p in parts)
+
+
+def _score_bytes(share, part, each):
+    """Bytes of a token's attention scores at so many a score; kernels hold none."""
+    keys = part.looks_at + (part.length if part.c.attention in work.WRITTEN_OUT else 0)
+    return each * keys * max(part.c.heads // share.shape["tensor"], 1)
 
 
 def _heads(share, count):
@@ -150,12 +161,12 @@ class _Arrays(NamedTuple):
     scores: float
 
 
-def _bytes(share, arrays):
+def _bytes(share, part, arrays):
     """Bytes of so many arrays, a token of this device."""
-    c = share.c
+    c = part.c
     numbers = arrays.stream * c.width + (arrays.mlp + arrays.gate * c.gated) * _mlp_width(share)
     numbers += arrays.heads * _heads(share, c.heads) + arrays.keys * _heads(share, c.kv_heads)
-    return numbers * share.width + _score_bytes(share, 4 * arrays.scores)
+    return numbers * share.width + _score_bytes(share, part, 4 * arrays.scores)
 
 
 # Arrays that the backward pass of a layer holds at once, as the TPU compiler schedules it, the
@@ -187,12 +198,14 @@ def _in_layers(share):
     ring = _RING_ARRAYS * _heads(share, c.heads) * 4 if share.shape["seq"] > 1 else 0
     gathered = _WEIGHTS_AT_ONCE * _largest(share) * b
     if share.shape["stage"] > 1:  # all of a stage's, once; their gradients, of a tick and in all
-        layers = sum(share.used(p) for p in share.infos if p.startswith("layers/"))
+        layers = sum(share.used(p) for p, info in share.infos.items() if info.is_stacked)
         gathered = layers * (2 * b + 4)
     in_use = _CPU_IN_USE[_on_cpu(share)] if share.platform == "cpu" else _IN_USE
     return _sums(share) | {
         "kept": kept_bytes(share),
-        "in use": share.tokens * (_bytes(share, in_use) + ring),
+        "in use": max(
+            share.seen(part) * (_bytes(share, part, in_use) + ring) for part in share.parts
+        ),
         "gathered": gathered,
     }
 
@@ -206,9 +219,12 @@ def _on_cpu(share):
 
 def _largest(share):
     """Numbers of the largest matrix of a layer, with the room that its layout wastes."""
-    layers = share.c.layers // share.shape["stage"]
-    path = max((p for p in share.infos if p.startswith("layers/")), key=share.used)
-    whole = share.used(path) // layers
+
+    def of_layer(path):
+        return share.used(path) * share.shape["stage"] // share.infos[path].shape[0]
+
+    path = max((p for p, info in share.infos.items() if info.is_stacked), key=of_layer)
+    whole = of_layer(path)
     rows = share.c.width * share.stored(path) // share.used(path)
     return whole * (2 if rows % _TILE_ROWS else 1)
 

@@ -39,10 +39,7 @@ def as_dict(found, prices):
             fits=found.fits,
         ),
         flops=dict(
-            a_token={
-                name: flops.train_flops_per_token(c, config.data.length, name)
-                for name in CONVENTIONS
-            },
+            a_token={name: flops.of_run(config, c, name) for name in CONVENTIONS},
             a_step_and_device=found.products._asdict(),
         ),
         wire={f"{axes} {kind}": size for (axes, kind), size in found.wire.parts.items()},
@@ -141,6 +138,10 @@ def _memory_lines(found):
     share = memory.total / room
     total = f"{memory.total / GB:9.3f}  of {room / GB:.1f} a device ({share:.0%}): {words}"
     lines.append(("", total))
+    if found.share.c.assembly != "decoder" and found.machine.platform != "cpu":
+        lines.append(("", f"{'':9}  of an encoder too high, by up to a half; --compile says"))
+    elif found.share.c.assembly != "decoder" and found.share.c.remat != "none":
+        lines.append(("", f"{'':9}  of an encoder with remat too low, by up to a third; --compile"))
     if memory.offloaded:
         lines.append(("", f"{memory.offloaded / GB:9.3f}  in the host's memory, besides"))
     return [lines[0], *((("", text) for _, text in lines[1:]))]

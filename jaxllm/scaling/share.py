@@ -15,7 +15,7 @@ from jaxllm import models, optim, sharding, trees
 from jaxllm.models import pipeline
 from jaxllm.models.families import model_config
 from jaxllm.optim.matrices import is_hidden_matrix
-from jaxllm.scaling import traced
+from jaxllm.scaling import shapes, traced
 
 
 class Share(NamedTuple):
@@ -27,8 +27,9 @@ class Share(NamedTuple):
         infos: {path: ParamInfo}.
         shape: {mesh axis: size}.
         platform: "tpu", "gpu" or "cpu".
+        row: `shapes.Shape` of a row.
         rows: rows of a micro-batch that are this device's own.
-        tokens: of a micro-batch that its products see: of its rows, its part along `seq`.
+        tokens: of a micro-batch that the head sees: of its rows, its part along `seq`.
         stream: of them that it holds between two parts of a layer: its part along `tensor`.
         specs: {path: PartitionSpec} of the parameters.
         opt_bytes: of the optimizer's state on this device.
@@ -40,6 +41,7 @@ class Share(NamedTuple):
     infos: dict
     shape: dict
     platform: str
+    row: Any
     rows: int
     tokens: int
     stream: int
@@ -75,6 +77,15 @@ class Share(NamedTuple):
         pieces = self.c.pipeline_pieces or self.rows
         return pipeline.bubble(self.shape["stage"], pieces, self.c.pipeline_rounds)
 
+    @property
+    def parts(self):
+        """[`shapes.Part`] of the model: its stacks of layers."""
+        return shapes.parts(self.c, self.row)
+
+    def seen(self, part):
+        """Tokens of a micro-batch that the products of a stack see on this device."""
+        return self.rows * self.row.texts * part.length // self.shape["seq"]
+
     def stored(self, path):
         """Numbers of a parameter that this device stores."""
         return _part(self.infos[path].shape, self.specs[path], self.shape)
@@ -109,14 +120,16 @@ def describe(config, count, platform, vocab):
     infos = models.abstract_params(c)
     mesh = jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))
     rules = sharding.RULES[config.sharding]
+    row = shapes.of(config)
     rows = sharding.rows_each(config.data.batch, shape) // config.step.micro_batches
-    tokens = rows * length // shape["seq"]
+    tokens = rows * row.texts * row.length // shape["seq"]
     return Share(
         config,
         c,
         infos,
         shape,
         platform,
+        row,
         rows,
         tokens,
         tokens // shape["tensor"],

@@ -4,15 +4,20 @@ Counted as the program is written, recomputing included, so that a compiled prog
 be held against it; `scaling.flops` counts useful work.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 
+from jaxllm import sharding
 from jaxllm.models import moe
 from jaxllm.models.splash import LANES
 from jaxllm.objectives import lm
-from jaxllm.scaling.flops import keys_seen
+from jaxllm.scaling.flops import keys_seen, task_flops
+from jaxllm.scaling.shapes import attending
 
+WRITTEN_OUT = ("reference", "xla")  # kernels whose scores are ordinary products
+OF_HEAD = ("head", "head_bias", "transform", "transform_norm")  # parameters of the vocabulary's
 KERNEL_BLOCK = 512  # queries and keys a block of a kernel: it skips masked blocks, not entries
 
 
@@ -49,21 +54,20 @@ class Products(NamedTuple):
 
 def products(share):
     """Returns the `Products` of a `Share`."""
-    c, t = share.c, share.tokens * share.micro
-    forward, again = _layer_products(share)
-    layer = 2.0 * t * forward
-    redone = 2.0 * t * again
-    head = 2.0 * t * c.vocab * c.width / share.shape["tensor"]
+    layer, redone = (2.0 * share.micro * n for n in _layer_products(share))
+    head = _head_products(share)
     redone_head = head if logit_pieces(share) > 1 else 0.0
     scores, scores_again, kernel = _attention(share)
     turned, turned_again = _rotary(share)
     again = redone + scores_again + turned_again
+    distances, distances_again = _distances(share)
+    again += distances_again
     idle = share.bubble / (1 - share.bubble)
-    in_layers = 3 * (layer + scores) + 2 * turned + again
+    in_layers = 3 * (layer + scores) + 2 * turned + distances + again
     return Products(
-        useful=3 * (layer + head),
+        useful=3 * (layer + head) + _pooled(share),
         again=again + redone_head,
-        attention=3 * scores + 2 * turned,
+        attention=3 * scores + 2 * turned + distances,
         kernel=kernel / (1 - share.bubble),
         bubble=idle * in_layers,
         optimizer=share.opt_flops,
@@ -72,23 +76,56 @@ def products(share):
 
 def logit_pieces(share):
     """Into how many pieces the logits are cut; more than one are computed twice."""
-    c, length = share.c, share.config.data.length // share.shape["seq"]
+    if not share.row.head:
+        return 1
+    c, length = share.c, share.row.length // share.shape["seq"]
     vocab = c.vocab // share.shape["tensor"]
     return lm.pieces(share.rows, length, vocab, share.config.objective.get("chunk", 0))
 
 
+def _head_products(share):
+    """Forward FLOPs of what reads the hidden states."""
+    c, tensor = share.c, share.shape["tensor"]
+    if share.row.head:
+        turned = c.width * c.width if c.head_transform else 0
+        whole = share.tokens * (c.vocab * c.width + turned)
+        return 2.0 * share.micro * whole / tensor
+    each = task_flops(c, share.row.length)
+    if c.task in ("tag", "span"):
+        each /= tensor
+    return share.micro * share.rows * share.row.texts * float(each)
+
+
+def _pooled(share):
+    """FLOPs of what has no weights: pooling the tokens of a text, setting texts against others."""
+    c, texts = share.c, share.rows * share.row.texts
+    if share.row.head or c.task in ("none", "tag", "span"):
+        return 0.0
+    pooled = 2.0 * share.tokens * c.width / share.shape["tensor"]  # its gradient is no sum
+    if share.row.texts > 1:
+        every = share.rows * math.prod(share.shape[axis] for axis in sharding.ROW_AXES)
+        pooled += 3 * 2.0 * texts * every * c.width
+    return share.micro * pooled
+
+
 def _layer_products(share):
-    """Parameters of this device's layers that meet a token, and those that do so again."""
-    c, remat = share.c, share.remat
+    """Multiplications of this device's tokens by its layers' parameters, and those done again."""
     met, again = 0.0, 0.0
     for path, info in share.infos.items():
-        if not info.inputs or not path.startswith("layers/"):
+        if not info.is_stacked or not path.endswith("/w") or _OF_DISTANCES in path:
             continue
         # A stage has some of the layers, and the rows of all stages go through them.
         size = share.used(path) * share.shape["stage"] * _share_of_tokens(share, path)
+        size *= share.seen(_part_of(share, path))
         met += size
-        again += size * _recomputed(c, remat, path)
+        again += size * _recomputed(share.c, share.remat, path)
     return met, again
+
+
+def _part_of(share, path):
+    """The `shapes.Part` whose tokens meet a parameter of the layers."""
+    of_memory = path.startswith(("layers/cross/k/", "layers/cross/v/", "encoder/"))
+    return share.parts[0 if of_memory else -1]
 
 
 def _share_of_tokens(share, path):
@@ -98,7 +135,7 @@ def _share_of_tokens(share, path):
     if "/experts/" not in path:
         return 1.0
     if c.capacity:
-        length = share.config.data.length // share.shape["seq"]
+        length = share.row.length // share.shape["seq"]
         chosen = moe.capacity(c, length) / length
     else:
         chosen = c.experts_per_token / c.experts
@@ -110,12 +147,15 @@ def _recomputed(c, remat, path):
     name = path.split("/")[-2]
     if "/experts/" in path:  # products in batches; the router's gradient needs their results
         return float(remat in ("full", "dots") or (remat == "light" and name == "down"))
+    if name in ("input_gate", "rate_gate"):  # a product for each head, of which nothing is kept
+        return float(remat != "none")
     if remat in ("none", "dots"):
         return 0.0
     normed_after = c.norm_place in ("around", "post", "out")
     if remat == "light":
         of_norm = {"q", "k"} if c.qk_norm or c.qk_norm_whole else set()
-        of_norm |= {"o", "down"} if c.norm_place in ("around", "out") else set()
+        of_norm |= {"o", "down"} if normed_after else set()
+        of_norm |= {"q"} if c.position == "sinusoids" else set()  # kept is what was added to them
         return float(name in of_norm or name == "router")
     # The layer's last products are for the next layer, which has its own copy.
     last = {"down"} | ({"o"} if c.parallel else set())
@@ -124,22 +164,46 @@ def _recomputed(c, remat, path):
 
 def _attention(share):
     """FLOPs of scores and sums over values: forward, again, and of a kernel in all."""
-    c, length = share.c, share.config.data.length
-    kernel = c.attention not in ("reference", "xla")
-    width = c.head_width + (-c.head_width % LANES if c.attention == "splash" else 0)
-    heads = c.heads // share.shape["tensor"] * width
-    one = 2.0 * share.tokens * share.micro * heads * c.layers  # a product, a key
-    if not kernel:
-        again = {"full": 2, "dots": 2, "light": 1, "none": 0}[share.remat]
-        return 2 * one * length, again * one * length, 0.0
-    keys = (
-        sum(keys_seen(length, c.window if c.is_windowed(i) else 0) for i in range(c.layers))
-        / c.layers
-        + min(KERNEL_BLOCK, length) / 2
-    )
-    # Forward 2 products; backward 7, since scores are made for dq and for dk and dv; again 2.
-    passes = 9 + (2 if share.remat in ("full", "dots") else 0)
-    return 0.0, 0.0, passes * one * keys
+    scores, kernel = 0.0, 0.0
+    for part in share.parts:
+        c, length, layers = part.c, part.length, attending(part.c)
+        width = c.head_width + (-c.head_width % LANES if c.attention == "splash" else 0)
+        # A product, a key of a layer.
+        one = 2.0 * share.seen(part) * share.micro * (c.heads // share.shape["tensor"])
+        scores += one * c.head_width * c.layers * part.looks_at  # written out, whatever the kernel
+        if c.attention in WRITTEN_OUT:
+            scores += one * c.head_width * len(layers) * length
+            continue
+        if c.assembly == "encoder":
+            keys = len(layers) * length
+        else:
+            windows = [c.window if c.is_windowed(i) else 0 for i in layers]
+            keys = sum(keys_seen(length, n) + min(KERNEL_BLOCK, length) / 2 for n in windows)
+        # Forward 2 products; backward 7, since scores are made for dq and for dk and dv; again 2.
+        passes = 9 + (2 if share.remat in ("full", "dots") else 0)
+        kernel += passes * one * width * keys
+    again = {"full": 2, "dots": 2, "light": 1, "none": 0}[share.remat]
+    return 2 * scores, again * scores, kernel
+
+
+_OF_DISTANCES = "/distance/project/"
+
+
+def _distances(share):
+    """FLOPs of sinusoids: queries with all distances of a row, and the projection of these, which
+    all rows share; forward and backward, and again."""
+    if share.c.position != "sinusoids":
+        return 0.0, 0.0
+    total, again, remat = 0.0, 0.0, share.remat
+    for part in share.parts:
+        c, apart = part.c, 2 * part.length - 1
+        heads = c.heads // share.shape["tensor"] * c.head_width
+        layers = len(attending(c)) * share.micro
+        scores = 2.0 * share.seen(part) * heads * apart * layers
+        made = 2.0 * apart * c.width * heads * layers
+        total += 3 * scores + 2 * made  # sinusoids themselves want no gradient
+        again += (remat != "none") * scores + (remat in ("full", "light")) * made
+    return total, again
 
 
 def rotates_by_product(c):
@@ -153,7 +217,8 @@ def _rotary(share):
     if not rotates_by_product(c):
         return 0.0, 0.0
     heads = (c.heads + c.kv_heads) // share.shape["tensor"]
-    one = 2.0 * share.tokens * share.micro * heads * c.head_width**2 * c.layers
+    layers = sum(share.seen(part) * len(attending(part.c)) for part in share.parts)
+    one = 2.0 * layers * share.micro * heads * c.head_width**2
     return one, one if share.remat == "full" else 0.0
 
 
@@ -191,6 +256,11 @@ def wire(share):
     _rings(share, add)
     _experts(share, add)
     _stages(share, add)
+    if share.row.texts > 1 and not share.row.head:  # each is set against those of all devices
+        rows = share.rows * math.prod(share.shape[axis] for axis in sharding.ROW_AXES)
+        size = 4.0 * share.micro * rows * share.row.texts * share.c.width
+        add(sharding.ROW_AXES, "all-gather", size + 4.0 * share.micro * rows)
+        add(sharding.ROW_AXES, "reduce-scatter", size / 2)
     return Wire(found)
 
 
@@ -204,12 +274,14 @@ def _weights(share, add):
         width = share.width if narrow else 4
         if gathered:
             size = share.used(path) * width
-            in_layers = path.startswith("layers/")
-            again = in_layers and share.shape["stage"] == 1
+            again = info.is_stacked and share.shape["stage"] == 1
+            if _OF_DISTANCES in path:  # whose gradient goes no further
+                again = share.remat in ("full", "light")
             add(gathered, "all-gather", size * (2 if again else 1) * passes)
             add(gathered, "reduce-scatter", size / 2 * _steps(share, gathered) * passes)
         rest = [n for n in share.shape if n not in split]
-        add(rest, "all-reduce", share.stored(path) * 4)
+        if share.row.head or path.split("/")[0] not in OF_HEAD:  # else it has no gradient
+            add(rest, "all-reduce", share.stored(path) * 4)
 
 
 def _steps(share, axes):
@@ -221,19 +293,26 @@ def _steps(share, axes):
 
 def _streams(share, add):
     """Joining and summing up activations over `tensor`, and the vocabulary."""
-    c, t = share.c, share.tokens * share.micro
-    whole = t * c.width * share.width
-    branches = 1 if c.parallel else 2
-    more = 2 * branches - 1
-    again = {"full": more, "dots": more}.get(share.remat, branches)
-    gathers = 2 * branches + min(again, branches)
-    scatters = 2 * branches + max(again - branches, 0)
-    layers = c.layers / (1 - share.bubble)
-    add(("tensor",), "all-gather", whole * gathers * layers)
-    add(("tensor",), "reduce-scatter", whole / 2 * scatters * layers)
+    c, ends = share.c, 0.0
+    for part in share.parts:
+        whole = share.seen(part) * share.micro * c.width * share.width
+        ends += whole
+        branches = 1 if c.parallel else 3 if part.looks_at else 2
+        more = 2 * branches - 1
+        again = {"full": more, "dots": more}.get(share.remat, branches)
+        gathers = 2 * branches + min(again, branches)
+        scatters = 2 * branches + max(again - branches, 0)
+        layers = part.c.layers / (1 - share.bubble)
+        add(("tensor",), "all-gather", whole * gathers * layers)
+        add(("tensor",), "reduce-scatter", whole / 2 * scatters * layers)
+        if part.looks_at:  # the encoder's hidden states, once, and their gradient
+            memory = share.seen(share.parts[0]) * share.micro * c.width * share.width
+            add(("tensor",), "all-gather", memory)
+            add(("tensor",), "reduce-scatter", memory / 2)
     # Embedding: a sum; head: a join, each with its gradient.
-    add(("tensor",), "all-gather", 2 * whole)
-    add(("tensor",), "reduce-scatter", whole)
+    head = share.tokens * share.micro * c.width * share.width if share.row.head else 0.0
+    add(("tensor",), "all-gather", ends + head)
+    add(("tensor",), "reduce-scatter", (ends + head) / 2)
 
 
 def _rings(share, add):
@@ -258,7 +337,7 @@ def _experts(share, add):
     sparse = sum(c.has_experts(i) for i in range(c.layers))
     t, redone = share.tokens * share.micro, share.remat == "full"
     if c.capacity:
-        length = share.config.data.length // share.shape["seq"]
+        length = share.row.length // share.shape["seq"]
         places = moe.capacity(c, length) * c.experts / length
         times = 4 + (2 if redone else 0)
         add(("expert",), "all-to-all", times * sparse * t * places * c.width * share.width)

@@ -24,7 +24,7 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
     c, config = run.model.config, run.config
     kind = jax.devices()[0].device_kind
     parameters = sum(math.prod(info.shape) for info in run.infos.values())
-    train = flops.train_flops_per_token(c, config.data.length)
+    train = flops.of_run(config, c)
     lines = [
         ("devices", f"{run.mesh.size} x {kind}, {jax.process_count()} process(es)"),
         ("mesh", f"{sharding.words(run.mesh.shape)}, {config.sharding}"),

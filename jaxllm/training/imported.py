@@ -68,7 +68,7 @@ def tokenizer_of(view, asked=""):
     try:
         return from_folder(view.files)
     except tokenizers.TokenizerError as error:
-        raise tokenizers.TokenizerError(
+        raise ConfigError(
             f"{view.origin}: {error}\n  Try --tokenizer=DIR with the tokenizer's files, or "
             "--tokenizer=byte."
         ) from None

@@ -8,7 +8,7 @@ import jax
 
 from jaxllm import data, sharding
 from jaxllm.data.prefetch import Prefetch
-from jaxllm.scaling.flops import train_flops_per_token
+from jaxllm.scaling import flops
 from jaxllm.training import drift, fits
 from jaxllm.training.validate import validate
 
@@ -56,7 +56,7 @@ class Loop:
         self.stop, self.progress = stop, progress
         self.profile, self.watchdog = profile, watchdog
         self.config = run.config
-        self.flops = train_flops_per_token(run.model.config, run.config.data.length)
+        self.flops = flops.of_run(run.config, run.model.config)
         self.pending = []  # (step, skipped) of steps not yet looked at
         self.clock, self.clock_step = time.perf_counter(), 0
         self.train_metrics, self.validation, self.speed = {}, {}, {}

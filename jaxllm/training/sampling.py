@@ -2,6 +2,7 @@
 
 import jax
 
+from jaxllm import data
 from jaxllm.models import generate
 from jaxllm.training.state import place_key
 
@@ -12,13 +13,16 @@ def make_sampler(run):
     if how.tokens == 0:
         return None
     tokens = how.tokens
-    prompt = generate.encode(run.tokenizer, how.prompt)
+    reads = run.model.config.assembly == "encoder_decoder"
+    prompt = generate.encode(run.tokenizer, how.prompt, reads)
     if run.model.config.position == "learned":
         tokens = min(tokens, run.model.config.positions - len(prompt))
     if tokens < 1:
         return None
     sampling = generate.Sampling(how.temperature, how.top_k, how.top_p)
-    draw = jax.jit(generate.make_generate(run.model, tokens, sampling, run.tokenizer.eos))
+    how_to_start = generate.How(start=data.get(run.config.data, "start"))
+    decodes = generate.as_decoder(run.model, run.tokenizer, how_to_start)
+    draw = jax.jit(generate.make_generate(decodes, tokens, sampling, run.tokenizer.eos))
     batch = generate.pad([prompt])
 
     def sample(params, step):

@@ -75,7 +75,6 @@ def check(config, devices):
     c = check_program(config, devices)
     data.check(config.data)
     fits.check(config, c)
-    fits.check_lengths(config, sharding.mesh_shape(config.mesh, devices))
 
 
 def check_program(config, devices):
@@ -128,8 +127,9 @@ def _check_layout(config, c, shape):
     sharding.check_splits("validate.batch", config.validate.batch, shape, sharding.ROW_AXES)
     halves = (2, "halves of a device's part") if shape["seq"] > 1 else (1, "")
     length = config.data.length
-    if fits.lengths(config.data, length)["tokens"] == length:  # others: `fits.check_lengths`
+    if fits.lengths(config.data, length)["tokens"] == length:
         sharding.check_splits("data.length", length, shape, sharding.LENGTH_AXES, *halves)
+    fits.check_lengths(config, shape)
     sharding.check_splits("model.layers", c.layers, shape, ("stage",), *_laps(c, shape))
     pieces = c.pipeline_pieces
     for name, batch in (("data", config.data.batch // micro), ("validate", config.validate.batch)):

@@ -154,7 +154,7 @@ def _choose(state, logits_XV, how, tokens, eos):
     all_full = jnp.all(is_done_BW) & (how.early_stopping is True)
     return _Search(
         number=number + 1,
-        cache=caches.take_rows(state.cache, row_X),
+        cache=caches.reorder(state.cache, row_X),
         running_BWN=jnp.take_along_axis(sequence_BXN, next_BW[..., None], axis=1),
         running_score_BW=running_BW,
         done_BWN=merge(state.done_BWN, sequence_BXN),
@@ -177,9 +177,8 @@ def make_beam_search(decoder, tokens, how, eos=()):
     how.check()
 
     def find(weights, batch):
-        B, T = batch["tokens"].shape
-        cache = decoder.empty(B, T + tokens)
-        logits_B1V, cache = decoder.extend(weights, batch, cache, fresh=True, last=True)
+        room = decoder.row(batch["tokens"].shape[1]) + tokens
+        logits_B1V, cache, _ = decoder.read(weights, batch, room)
         return search(decoder, weights, cache, logits_B1V[:, 0], how, tokens, eos)
 
     return find

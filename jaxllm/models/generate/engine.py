@@ -94,15 +94,15 @@ class Engine:
         plan.how.check()
         self.decoder, self.plan, self.slots, self.steps = decoder, plan, slots, steps
         self.weights = params if prepared else jax.jit(decoder.prepare)(params)
-        self._read = jax.jit(self._admit, donate_argnums=1)
+        self._read = jax.jit(self._admit, static_argnums=0, donate_argnums=2)
         self._several = jax.jit(self._decode, donate_argnums=1)
         self._grow = jax.jit(self._longer, static_argnums=1)
         self._stopped = set()
 
-    def _admit(self, weights, state, batch, limit_P, seed_P, slot_P):
+    def _admit(self, inputs, weights, state, batch, limit_P, seed_P, slot_P):
         T = batch["tokens"].shape[1]
         start = functools.partial(loop.start, self.decoder, self.plan, weights)
-        rows, drawn = start(batch, limit_P, seed_P, T)
+        rows, drawn = start(batch, limit_P, seed_P, self.decoder.row(T), inputs)
         return caches.put_rows(state, rows, slot_P), drawn
 
     def _decode(self, weights, state, owned_B):
@@ -112,13 +112,13 @@ class Engine:
     def _longer(self, state, length):
         return state._replace(cache=self.decoder.grow(state.cache, length))
 
-    def _empty(self, length):
+    def _empty(self, length, inputs):
         nothing = {n: np.zeros((self.slots, 1), np.int32) for n in ("tokens", "segment")}
         zero_B = jnp.zeros(self.slots, jnp.int32)
         start = functools.partial(loop.start, self.decoder, self.plan)
 
         def shapes(weights):
-            return start(weights, nothing, zero_B, zero_B, length)[0]
+            return start(weights, nothing, zero_B, zero_B, length, inputs)[0]
 
         like = jax.eval_shape(shapes, self.weights)
         return jax.jit(lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like))()
@@ -173,9 +173,21 @@ class _Run:
         self.length = np.zeros(engine.slots, int)  # tokens that each row may have by now
         self.drawn = collections.Counter()  # tokens of each request that were fetched
         self.finished, self.flight = set(), collections.deque()
-        longest = max((len(r.prompt) + r.tokens for r in requests), default=1)
+        longest = max((self.begins(r) + r.tokens for r in requests), default=1)
         self.room = bucket(min(longest, GROWS), SMALLEST)
-        self.state = engine._empty(self.room)
+        self.inputs = 0  # tokens that there is room for, of an encoder's
+        if engine.decoder.start >= 0:
+            self.inputs = max(map(self.padded, range(len(requests))), default=1)
+        self.state = engine._empty(self.room, self.inputs)
+
+    def begins(self, request):
+        """Tokens that stand in a row before the first is drawn."""
+        return self.engine.decoder.row(len(request.prompt))
+
+    def padded(self, index):
+        """Tokens of a request's prompt with its padding, which also needs a learned position."""
+        size = bucket(len(self.requests[index].prompt), SHORTEST)
+        return min(size, self.engine.decoder.positions or size)
 
     def busy(self):
         return any(owner is not None for owner in self.owners)
@@ -199,18 +211,17 @@ class _Run:
             self.waiting.popleft()
         if not free or not self.waiting:
             return
-        size = bucket(len(self.requests[self.waiting[0]].prompt), SHORTEST)
+        size = self.padded(self.waiting[0])
         taken = []
         for index in list(self.waiting):
-            same = bucket(len(self.requests[index].prompt), SHORTEST) == size
-            if same and len(taken) < len(free):
+            if self.padded(index) == size and len(taken) < len(free):
                 taken.append(index)
                 self.waiting.remove(index)
         rows = 1
         while rows < len(taken):
             rows *= 2
         rows = min(rows, self.engine.slots)
-        self._fit(size)
+        self._fit(self.engine.decoder.row(size))
         batch = loop.pad([self.requests[i].prompt for i in taken], size)
         del batch["position"]
         more = rows - len(taken)
@@ -224,9 +235,11 @@ class _Run:
                 (slots, self.engine.slots, np.int32),
             )
         ]
-        self.state, drawn = self.engine._read(self.engine.weights, self.state, batch, *numbers)
+        self.state, drawn = self.engine._read(
+            self.inputs, self.engine.weights, self.state, batch, *numbers
+        )
         for slot, index in zip(slots, taken, strict=True):
-            self.owners[slot], self.length[slot] = index, len(self.requests[index].prompt)
+            self.owners[slot], self.length[slot] = index, self.begins(self.requests[index])
         self._send(taken, drawn)
         self._retire()
 
@@ -247,7 +260,7 @@ class _Run:
             if index is None:
                 continue
             request = self.requests[index]
-            if self.length[slot] + 1 >= len(request.prompt) + request.tokens:
+            if self.length[slot] + 1 >= self.begins(request) + request.tokens:
                 self.owners[slot] = None
 
     def _send(self, owners, drawn):

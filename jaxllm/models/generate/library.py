@@ -31,6 +31,10 @@ class How(NamedTuple):
         beams: `beam.Beams`, or None to draw.
         draft: (Model, params) of a smaller model that proposes tokens, or None.
         ahead: tokens that it proposes at a time.
+        weights: "" for those of the computation, or "bfloat16", "int8": fewer bytes to read a
+            token, and not the same numbers; see `models.narrow`.
+        start: token that an encoder-decoder's rows begin with; -1: the padding token, or 0 without
+            one, as in training. Its prompts are its inputs, and end with the tokenizer's end token.
     """
 
     sampling: Any = Sampling()
@@ -46,6 +50,8 @@ class How(NamedTuple):
     beams: Any = None
     draft: Any = None
     ahead: int = 4
+    start: int = -1
+    weights: str = ""
 
 
 class Result(NamedTuple):
@@ -84,12 +90,16 @@ def make_engine(model, params, tokenizer, how):
         sequences = [tokenizer.encode(text) for text in how.choices]
         trie = choices.make(sequences, ends[0] if ends else -1)
     plan = loop.Plan(how.sampling.check(), ends, how.top, trie)
-    return Engine(as_decoder(model, how), params, plan, slots=how.slots, steps=how.steps)
+    decodes = as_decoder(model, tokenizer, how)
+    return Engine(decodes, params, plan, slots=how.slots, steps=how.steps)
 
 
-def as_decoder(model, how):
+def as_decoder(model, tokenizer, how):
     """The `Decoder` of a model, or what is one already."""
-    return model if isinstance(model, Decoder) else decoder(model, how.kv_dtype)
+    if isinstance(model, Decoder):
+        return model
+    start = how.start if how.start >= 0 else max(tokenizer.pad, 0)
+    return decoder(model, how.kv_dtype, start, how.weights)
 
 
 def ends_of(tokenizer, how):
@@ -108,9 +118,9 @@ def stream(engine, tokenizer, prompts, how):
         prompts: texts, or lists of token ids.
         how: `How`; tokens, seed and stop are read.
     """
-    ids = [encode(tokenizer, prompt) for prompt in prompts]
-    ends = engine.plan.eos
-    streams = [Stream(tokenizer, one, how.stop, ends) for one in ids]
+    reads, ends = engine.decoder.start >= 0, engine.plan.eos
+    ids = [encode(tokenizer, prompt, reads) for prompt in prompts]
+    streams = [Stream(tokenizer, () if reads else one, how.stop, ends) for one in ids]
     logp, top = [[] for _ in ids], [[] for _ in ids]
     requests = [Request(one, how.tokens, how.seed + i) for i, one in enumerate(ids)]
     for piece in engine.run(requests):
@@ -167,11 +177,18 @@ def generate(model, params, tokenizer, prompts, how):
     return results
 
 
-def encode(tokenizer, prompt):
-    """Token ids of a prompt, at least one: a beginning-of-text token where the prompt is empty."""
+def encode(tokenizer, prompt, reads=False):
+    """Token ids of a prompt, at least one: a beginning-of-text token where the prompt is empty.
+
+    Args:
+        tokenizer: as in `jaxllm.tokenizers`.
+        prompt: text, or token ids, which are taken as they are.
+        reads: whether an encoder reads it, so that an end token stands behind it, as in training.
+    """
     if not isinstance(prompt, str):
         return [int(t) for t in prompt]
     ids = [int(t) for t in tokenizer.encode(prompt)]
+    ids += [tokenizer.eos] if reads and tokenizer.eos >= 0 else []
     if ids:
         return ids
     starts = [t for t in (tokenizer.bos, tokenizer.eos) if t >= 0]
@@ -185,9 +202,10 @@ def _refuse(how, what, names):
 
 
 def _batch(decodes, tokenizer, prompts, how):
-    ids = [encode(tokenizer, prompt) for prompt in prompts]
+    reads = decodes.start >= 0
+    ids = [encode(tokenizer, prompt, reads) for prompt in prompts]
     loop.check_room(decodes, max(map(len, ids)), how.tokens)
-    return ids, loop.pad(ids)
+    return [[] if reads else one for one in ids], loop.pad(ids)
 
 
 def _result(tokenizer, prompt, tokens, how, **more):
@@ -203,7 +221,7 @@ def _result(tokenizer, prompt, tokens, how, **more):
 
 def _search(model, params, tokenizer, prompts, how):
     _refuse(how, "beams", ("choices", "top", "draft", "stop"))
-    decodes = as_decoder(model, how)
+    decodes = as_decoder(model, tokenizer, how)
     ids, batch = _batch(decodes, tokenizer, prompts, how)
     weights = jax.jit(decodes.prepare)(params)
     find = beam.make_beam_search(decodes, how.tokens, how.beams, ends_of(tokenizer, how))
@@ -216,7 +234,7 @@ def _search(model, params, tokenizer, prompts, how):
 
 def _speculate(model, params, tokenizer, prompts, how):
     _refuse(how, "a draft model", ("choices", "top"))
-    decodes, small = as_decoder(model, how), as_decoder(how.draft[0], how)
+    decodes, small = (as_decoder(one, tokenizer, how) for one in (model, how.draft[0]))
     for one in (decodes, small):
         ids, batch = _batch(one, tokenizer, prompts, how)
     weights, light = (

@@ -88,7 +88,7 @@ def pad(prompts, length=0, value=0):
     return batch
 
 
-def start(decoder, plan, weights, batch, limit_B, seed_B, length, slack=0):
+def start(decoder, plan, weights, batch, limit_B, seed_B, length, inputs=0):
     """Reads prompts into an empty cache and draws the first token of each.
 
     Args:
@@ -98,15 +98,15 @@ def start(decoder, plan, weights, batch, limit_B, seed_B, length, slack=0):
         batch: as `pad` returns it.
         limit_B: tokens to draw a row, int32.
         seed_B: uint32.
-        length: tokens that the cache has room for.
-        slack: as in `cache.make`.
+        length: tokens that the cache has room for, at least.
+        inputs: of an encoder's inputs, too.
 
     Returns:
         (State, Drawn of one token a row).
     """
     B, T = batch["tokens"].shape
-    cache = decoder.empty(B, max(length, T), slack)
-    logits_B1V, cache = decoder.extend(weights, batch, cache, fresh=True, last=True)
+    room = max(length, decoder.row(T))
+    logits_B1V, cache, batch = decoder.read(weights, batch, room, inputs=inputs)
     seen = None
     if plan.how.penalises:
         none_BV = jnp.zeros((B, decoder.vocab), bool)
@@ -198,7 +198,12 @@ def several(decoder, plan, weights, state, steps):
 
 def check_room(decoder, prompt, tokens):
     """Raises ConfigError where prompt and new tokens exceed the model's learned positions."""
-    if decoder.positions and prompt + tokens > decoder.positions:
+    if decoder.start >= 0 and decoder.positions and max(prompt, tokens) > decoder.positions:
+        raise ConfigError(
+            f"{prompt} prompt tokens, or {tokens} new ones, exceed the model's "
+            f"{decoder.positions} learned positions. Shorten what is more."
+        )
+    if decoder.start < 0 and decoder.positions and prompt + tokens > decoder.positions:
         room = decoder.positions - prompt
         advice = f"Ask for at most {room} tokens." if room > 0 else "Shorten the prompt."
         raise ConfigError(
@@ -230,7 +235,8 @@ def make_generate(model, tokens, how, eos=-1, top=0):
         seed_B = jax.random.bits(key, (B,), jnp.uint32)
         limit_B = jnp.full(B, tokens, jnp.int32)
         weights = decodes.prepare(params)
-        state, first = start(decodes, plan, weights, batch, limit_B, seed_B, T + tokens - 1)
+        room = decodes.row(T) + tokens
+        state, first = start(decodes, plan, weights, batch, limit_B, seed_B, room)
         _, rest = several(decodes, plan, weights, state, tokens - 1)
         drawn = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), first, rest)
         if eos < 0:

@@ -77,10 +77,9 @@ def make_speculate(decoder, draft, tokens, how, eos=(), ahead=4):
 
     def speculate(weights, draft_weights, batch, seed_B):
         B, T = batch["tokens"].shape
-        room = T + tokens + ahead + 1
-        cache, held = (one.empty(B, room, ahead + 1) for one in (decoder, draft))
-        logits, cache = decoder.extend(weights, batch, cache, fresh=True, last=True)
-        _, held = draft.extend(draft_weights, batch, held, fresh=True, last=True)
+        more = tokens + ahead + 1
+        logits, cache, _ = decoder.read(weights, batch, decoder.row(T) + more, ahead + 1)
+        _, held, _ = draft.read(draft_weights, batch, draft.row(T) + more, ahead + 1)
         zero_B, key_B = jnp.zeros(B, jnp.int32), jax.vmap(jax.random.key)(seed_B)
         state = _State(
             cache, held, zero_B, zero_B, jnp.full(B, tokens, jnp.int32),
