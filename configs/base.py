@@ -18,6 +18,9 @@ def get_config(arg=None):
     c.steps = 1_300  # updates
     c.seed = 0  # of the weights, the order of the data, dropout
     c.init_from = ""  # work directory whose parameters a new run starts from; "": drawn
+    # Parameters that are drawn all the same: a regular expression of their paths' beginnings, such
+    # as "task/|pool/". With one, heads may differ from those of init_from.
+    c.init_fresh = ""
 
     # family: jaxllm.models.families; size: one of the family's, or "" for sizes of your own.
     # Every field of jaxllm.models.config.ModelConfig may be set and wins over the family's.

@@ -13,7 +13,7 @@ from absl import flags
 from jaxllm import cli, data
 from jaxllm.config import ConfigError
 from jaxllm.evals import tasks
-from jaxllm.training import processes, reopen
+from jaxllm.training import fits, processes, reopen
 from jaxllm.training.validate import validate
 
 
@@ -44,7 +44,8 @@ def main(file, overrides):
     )
     batch = config.validate.batch
     kind, params = config.objective.kind, trained.params
-    metrics = validate(run.evaluate, source, run.mesh, params, batch=batch, of_text=kind == "lm")
+    told = dict(of_text=kind == "lm", whole=fits.reads_whole(config))
+    metrics = validate(run.evaluate, source, run.mesh, params, batch=batch, **told)
     if kind in tasks.TASKS:
         more = (source, run.mesh, run.tokenizer, batch)
         metrics |= tasks.evaluate(kind, run.model, params, *more)

@@ -13,6 +13,7 @@ FILES = [name for name in FILES if name != "classify" or "task" in models.Model.
 ARGUMENTS = {
     "shakespeare_char": ["", "nanogpt_cpu", "nanogpt_gpu"],
     "pretrain": ["", "family=gemma3,size=1b"],
+    "encoder": ["", "objective=xlnet", "objective=infill", "objective=prefix", "objective=spans"],
 }
 LAST = [(name, ARGUMENTS.get(name, [""])[-1]) for name in FILES] + [("shakespeare_char", "")]
 CASES = [(name, argument) for name in FILES for argument in ARGUMENTS.get(name, [""])]
@@ -36,11 +37,11 @@ def test_every_config_runs_with_smoke(name, argument, compile_cache, tmp_path):
 def test_the_full_size_of_every_config_is_a_good_one(name, argument, tmp_path):
     """Checked whole but for the files that the user names."""
     paths = []
-    if name in ("text", "pretrain", "classify", "seq2seq"):
+    if name in ("text", "pretrain", "classify", "seq2seq", "encoder"):
         text = tmp_path / "text.jsonl"
         text.write_text('{"text": "a"}\n')
         paths = [("data.sources.main.path", str(text))]
-    if name in ("text", "pretrain"):
+    if name in ("text", "pretrain", "encoder"):
         paths.append(("data.sources.main.kind", "jsonl"))
     config, _ = runs.settings.load(f"configs/{name}.py:{argument}", paths, runs.setup.KINDS)
     runs.setup.check(config, host.useful_devices(config))

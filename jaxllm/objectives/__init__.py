@@ -13,7 +13,7 @@ OBJECTIVES = {
 }
 # Losses that are no sums over examples, so that no batch can be computed in pieces.
 OF_WHOLE_BATCHES = ("contrast",)
-# Losses that look at whole rows, which the mesh axes of the length would cut.
+# Losses that look at whole rows, which the mesh axis `seq` would cut.
 OF_WHOLE_ROWS = ("classify", "span", "regress", "contrast")
 
 __all__ = ["OBJECTIVES", "OF_WHOLE_BATCHES", "OF_WHOLE_ROWS", "Loss"]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.objectives.base import Loss
+from jaxllm.sharding import wire
 
 
 def entropy(logits, target, smoothing=0.0):
@@ -57,7 +58,7 @@ def make(model, *, smoothing=0.0, class_weights=()):
                 f"class_weights has {len(class_weights)} numbers, the model {logits_BC.shape[-1]} "
                 "classes."
             )
-        label_B, weight_B = batch["label"], batch["weight"]
+        label_B, weight_B = batch["label"], wire.share(batch["weight"])
         each_B = entropy(logits_BC, label_B, smoothing) * weight_B
         if class_weights:
             each_B *= jnp.array(class_weights, jnp.float32)[label_B]

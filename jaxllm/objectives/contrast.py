@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxllm import sharding
 from jaxllm.objectives.base import Loss
 from jaxllm.objectives.classify import entropy
+from jaxllm.sharding import wire
 
 NEVER = -1e30  # of a row of padding
 
@@ -51,7 +52,7 @@ def make(model, *, temperature=0.05, both_ways=True):
     def loss(params, refs, batch, key=None):
         del refs  # nothing frozen takes part
         z_B2D, extra = embed(model.whole(params), batch, key)
-        weight_B = batch["weight"]
+        weight_B = wire.share(batch["weight"])
         all_A2D, counts_A, first = gathered(z_B2D), gathered(weight_B), place(len(weight_B))
         target_B = first + jnp.arange(len(weight_B))
         total, sums = 0.0, {}

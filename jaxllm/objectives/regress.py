@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from jaxllm.objectives.base import Loss
+from jaxllm.sharding import wire
 
 
 def make(model, *, mean=0.0, scale=1.0):
@@ -32,7 +33,7 @@ def make(model, *, mean=0.0, scale=1.0):
         if found_B1.shape[-1] != 1:
             raise ValueError(f"the model has {found_B1.shape[-1]} outputs; regression takes one.")
         error_B = found_B1[:, 0] - (batch["label"] - mean) / scale
-        weight_B = batch["weight"]
+        weight_B = wire.share(batch["weight"])
         sums = {
             "loss": jnp.sum(jnp.square(error_B) * weight_B),
             "absolute": jnp.sum(jnp.abs(error_B) * weight_B) * scale,

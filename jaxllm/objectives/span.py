@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from jaxllm.objectives.base import Loss
 from jaxllm.objectives.classify import entropy
+from jaxllm.sharding import wire
 
 NEVER = -1e30  # of a token of padding; finite, since 0 times infinity is no number
 
@@ -25,9 +26,9 @@ def make(model):
         del refs  # nothing frozen takes part
         params = model.whole(params)
         x_BTD, extra = model.hidden(params, batch, key)
-        real_BT1 = batch["segment"][..., None] > 0
-        logits_BT2 = jnp.where(real_BT1, model.task(params, x_BTD, batch), NEVER)
-        logits_B2T, weight_B = jnp.swapaxes(logits_BT2, 1, 2), batch["weight"]
+        real_BT1 = wire.join(batch["segment"])[..., None] > 0
+        logits_BT2 = jnp.where(real_BT1, wire.join(model.task(params, x_BTD, batch)), NEVER)
+        logits_B2T, weight_B = jnp.swapaxes(logits_BT2, 1, 2), wire.share(batch["weight"])
         each_B = jnp.mean(entropy(logits_B2T, batch["span"]), axis=-1)
         hit_B = jnp.all(jnp.argmax(logits_B2T, axis=-1) == batch["span"], axis=-1)
         sums = {"loss": jnp.sum(each_B * weight_B), "accuracy": jnp.sum(hit_B * weight_B)}

@@ -56,6 +56,15 @@ def sum_tokens(tree):
     return jax.lax.psum(tree, "tensor") if size("tensor") > 1 else tree
 
 
+def share(x):
+    """This device's share of what all those of `tensor` have alike.
+
+    The loss is the sum of what the devices return: what each of them finds of the same row counts
+    once among them, and gradients too.
+    """
+    return x / size("tensor")
+
+
 def sum_row(tree):
     """Adds up over `seq`, so over all of a row."""
     return jax.lax.psum(tree, "seq") if size("seq") > 1 else tree

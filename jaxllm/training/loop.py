@@ -9,7 +9,7 @@ import jax
 from jaxllm import data, sharding
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.scaling import flops
-from jaxllm.training import drift
+from jaxllm.training import drift, fits
 from jaxllm.training.validate import validate
 
 
@@ -144,6 +144,7 @@ class Loop:
                     batches=self.config.validate.batches,
                     interrupted=self.stop.interrupts,
                     of_text=self.config.objective.kind == "lm",
+                    whole=fits.reads_whole(self.config),
                 )
                 if metrics is None:
                     return "stopped"

@@ -93,7 +93,7 @@ def _train(run, workdir, lock, stop, stack, notes, started):
             )
         return EXIT["done"]
     if newest is None and config.init_from:
-        initial.check(run)
+        notes += initial.check(run)
     # Two compilations at once: XLA compiles one program on one core.
     pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     compiling = pool.submit(compile_step, run)

@@ -1,7 +1,6 @@
 """From a config to everything that a run is made of, checks first."""
 
 import json
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -10,8 +9,7 @@ import jax
 from jaxllm import data, models, objectives, optim, sharding, tokenizers
 from jaxllm.config import ConfigError, arguments, make
 from jaxllm.models.families import model_config
-from jaxllm.scaling import shapes
-from jaxllm.training import hosts, processes, ranges
+from jaxllm.training import fits, hosts, processes, ranges
 from jaxllm.training.state import born_sharded, create
 from jaxllm.training.step import StepOptions, make_evaluate, make_step
 
@@ -74,12 +72,17 @@ def check(config, devices):
         config: the ConfigDict.
         devices: number of devices.
     """
-    check_program(config, devices)
+    c = check_program(config, devices)
     data.check(config.data)
+    fits.check(config, c)
 
 
 def check_program(config, devices):
-    """The same, of all but the text: what is to be computed, and whether it divides."""
+    """The same, of all but the text: what is to be computed, and whether it divides.
+
+    Returns:
+        The ModelConfig, as far as it is known without a tokenizer.
+    """
     ranges.check(config)
     for name, (table, others) in KINDS.items():
         if name.endswith(".*"):
@@ -101,6 +104,7 @@ def check_program(config, devices):
             "  Try --config.sharding=zero3."
         )
     _check_layout(config, c, shape)
+    return c
 
 
 def _check_layout(config, c, shape):
@@ -114,18 +118,18 @@ def _check_layout(config, c, shape):
             "be another loss.\n  Try --config.step.micro_batches=1, with more devices or "
             "--config.model.remat=full for the memory."
         )
-    parts = {axis: shape[axis] for axis in sharding.LENGTH_AXES if shape[axis] > 1}
-    if kind in objectives.OF_WHOLE_ROWS and parts:
-        axis = next(iter(parts))
+    if kind in objectives.OF_WHOLE_ROWS and shape["seq"] > 1:
         raise ConfigError(
-            f"config.mesh.{axis}={parts[axis]} cuts rows, and objective.kind={kind!r} looks at "
-            f"whole ones.\n  Try --config.mesh.{axis}=1 and a larger --config.mesh.fsdp."
+            f"config.mesh.seq={shape['seq']} cuts rows, and objective.kind={kind!r} looks at "
+            "whole ones.\n  Try --config.mesh.seq=1 and a larger --config.mesh.fsdp."
         )
     sharding.check_splits("data.batch", config.data.batch, shape, sharding.ROW_AXES, micro, field)
     sharding.check_splits("validate.batch", config.validate.batch, shape, sharding.ROW_AXES)
     halves = (2, "halves of a device's part") if shape["seq"] > 1 else (1, "")
-    sharding.check_splits("data.length", config.data.length, shape, sharding.LENGTH_AXES, *halves)
-    _check_transformed(config, shape)
+    length = config.data.length
+    if fits.lengths(config.data, length)["tokens"] == length:
+        sharding.check_splits("data.length", length, shape, sharding.LENGTH_AXES, *halves)
+    fits.check_lengths(config, shape)
     sharding.check_splits("model.layers", c.layers, shape, ("stage",), *_laps(c, shape))
     pieces = c.pipeline_pieces
     for name, batch in (("data", config.data.batch // micro), ("validate", config.validate.batch)):
@@ -147,23 +151,6 @@ def _check_layout(config, c, shape):
         sharding.check_splits(f"model.{name}", getattr(c, name), shape, ("tensor",))
     if shape["tensor"] % c.kv_heads:  # else each device has one of them
         sharding.check_splits("model.kv_heads", c.kv_heads, shape, ("tensor",))
-
-
-def _check_transformed(config, shape):
-    """Raises ConfigError unless rows divide as transforms leave them, which change their length."""
-    ways = math.prod(shape[axis] for axis in sharding.LENGTH_AXES)
-    if ways == 1 or not config.data.transforms:
-        return
-    row = shapes.of(config)
-    for name, tokens in (("inputs", row.inputs), ("targets", row.length)):
-        if tokens % ways:
-            axis = next(axis for axis in sharding.LENGTH_AXES if shape[axis] > 1)
-            raise ConfigError(
-                f"config.data.transforms make {name} of {tokens} tokens of "
-                f"config.data.length={config.data.length}, which do not split over "
-                f"{ways} devices of a row.\n  Try --config.mesh.{axis}=1 and a larger "
-                "--config.mesh.fsdp."
-            )
 
 
 def _check_assembly(c, shape):
@@ -204,8 +191,9 @@ def assemble(config, workdir, devices=None):
     check(config, len(devices))
     tokenizer = open_tokenizer(config, workdir)
     # Checked before the text is tokenized, which may take hours.
-    model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
+    c = model_config(config.model, vocab=tokenizer.vocab_size, length=config.data.length)
     train, validation, notes = open_data(config, tokenizer, workdir)
+    fits.check_classes(c, train)
     run = assemble_program(config, tokenizer.vocab_size, devices)
     record = data.record(train, config.data, config.seed)
     processes.check_same("order of the data", json.dumps(record))
@@ -228,6 +216,7 @@ def assemble_program(config, vocab, devices):
     c = model_config(config.model, vocab=vocab, length=config.data.length)
     mesh = sharding.make_mesh(sharding.mesh_shape(config.mesh, len(devices)), devices)
     platform = mesh.devices.flat[0].platform
+    c = fits.for_rows(config, c)
     c = models.for_platform(c, platform, config.data.length, mesh.shape["seq"])
     model = models.make(c, sharding.make_shard(mesh))
     infos = models.abstract_params(c)

@@ -9,7 +9,16 @@ from jaxllm import sharding
 
 
 def validate(
-    evaluate, source, mesh, params, *, batch, batches=0, interrupted=lambda: False, of_text=True
+    evaluate,
+    source,
+    mesh,
+    params,
+    *,
+    batch,
+    batches=0,
+    interrupted=lambda: False,
+    of_text=True,
+    whole=True,
 ):
     """Returns the metrics of a split, or None if it was interrupted.
 
@@ -21,6 +30,8 @@ def validate(
         batch: rows at once.
         batches: at most so many; 0 for the whole split.
         of_text: whether the loss is in nats a token of text.
+        whole: whether each token of the text is a target; a loss of some of them, such as masked
+            ones, says nothing of bits a byte.
         interrupted: asked between batches; every process must answer alike.
 
     Returns:
@@ -44,17 +55,18 @@ def validate(
         return {
             name: float(x / totals["count"]) for name, x in totals.items() if name != "count"
         } | {"count": int(totals["count"])}
-    return summarise(totals, source.bytes_per_token)
+    return summarise(totals, source.bytes_per_token if whole else None)
 
 
 def summarise(totals, bytes_per_token):
-    """Turns sums over a split into metrics; `bytes_per_token` are UTF-8 bytes."""
+    """Turns sums over a split into metrics; `bytes_per_token` are UTF-8 bytes, None for no bits."""
     count = totals["count"]
     loss = float(totals.get("loss", totals["total"]) / count)
+    bits = {"bits_per_byte": loss / math.log(2) / bytes_per_token} if bytes_per_token else {}
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": loss / math.log(2) / bytes_per_token,
+        **bits,
         "accuracy": float(totals["accuracy"] / count) if "accuracy" in totals else None,
         "tokens": int(count),
     }
