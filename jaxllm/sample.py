@@ -6,12 +6,14 @@ python -m jaxllm.sample --workdir=DIR --prompt="ROMEO:" [--prompts_file=F] [--to
     [--logprobs=0] [--count=1] [--seed=0] [--step=latest|best|N] [--slots=8] [--kv_int8]
     [--beams=4 [--length_penalty=1] [--early_stopping=no|yes|never]] [--draft=WORKDIR [--ahead=4]]
     [--ensemble=WORKDIR2,... [--average=probabilities|logits]] [--json] [--nostream]
-    [--weights=bfloat16|int8] [--chat [--chat_template=chatml|plain|...] [--system=TEXT]]
+    [--weights=bfloat16|int8] [--then=WORKDIR2]
+    [--chat [--chat_template=chatml|plain|...] [--system=TEXT]]
     [--examples=F.jsonl [--shots=4] [--select=random|nearest|balanced] [--template=NAME|FILE]]
     [--retrieve=FOLDER --index=DIR --embed=ENCODER_WORKDIR [--passages=8]]
 
 Of an encoder-decoder the prompt is the input text. With --examples or --retrieve it is a question
-that is put behind examples, or passages of documents that are near it.
+that is put behind examples, or passages of documents that are near it. --then=WORKDIR2 sends what
+was written through another run, as back-translation does.
 """
 
 import json
@@ -62,6 +64,7 @@ def define_flags():
     flags.DEFINE_integer("ahead", 4, "tokens that it proposes at a time", lower_bound=1)
     flags.DEFINE_list("ensemble", [], "comma-separated runs, drawn from together with this one")
     flags.DEFINE_enum("average", "probabilities", ["probabilities", "logits"], "of an ensemble")
+    flags.DEFINE_string("then", "", "run that what was written goes through in turn")
     flags.DEFINE_bool("json", False, "one JSON object a sample")
     flags.DEFINE_bool("stream", True, "print a single sample as it is drawn")
     flags.DEFINE_enum("weights", "", ["", *generate.NARROW], "fewer bits a weight; not exact")
@@ -99,6 +102,7 @@ def way(f):
 
 # {flag: what does not go with it}
 APART = {
+    "then": ("chat", "beams", "draft", "choices", "logprobs"),
     "beams": ("draft", "stop", "choices", "logprobs", "chat"),
     "draft": ("choices", "logprobs", "chat"),
     "chat": ("choices", "json", "prompts_file", "logprobs", "examples", "retrieve", "template"),
@@ -179,15 +183,30 @@ def main(file, overrides):
         return _chat(f, model, params, tokenizer, how)
     if how.beams is None:
         prompts = [prompt for prompt in prompts for _ in range(f.count)]
-    if how.beams is None and draft is None:
+    if how.beams is None and draft is None and not f.then:
         _draw(f, model, params, tokenizer, prompts, how)
         return 0
+    if f.then:
+        return _through(f, model, params, tokenizer, prompts, how)
     found = generate.generate(model, params, tokenizer, prompts, how._replace(draft=draft))
     if how.beams is not None:
         prompts = [prompt for prompt in prompts for _ in range(f.count)]
         found = [result for several in found for result in several]
+    reads = generate.as_decoder(model, tokenizer, how).start >= 0
     for number, (prompt, result) in enumerate(zip(prompts, found, strict=True)):
-        _show(f, tokenizer, number, len(prompts), prompt, result)
+        _show(f, number, len(prompts), prompt, result, reads)
+    return 0
+
+
+def _through(f, model, params, tokenizer, prompts, how):
+    """Sends prompts through a run, and what it writes through another; prints what comes back."""
+    other = reopen.open_trained(f.then)
+    there = generate.generate(model, params, tokenizer, prompts, how)
+    how = how._replace(start=data.get(other.run.config.data, "start"))
+    texts = [result.text.strip() for result in there]
+    back = generate.generate(other.run.model, other.params, other.run.tokenizer, texts, how)
+    for number, (prompt, result) in enumerate(zip(prompts, back, strict=True)):
+        _show(f, number, len(prompts), prompt, result, True)
     return 0
 
 
@@ -208,8 +227,8 @@ def _framed(f, prompts, trained):
 def _draw(f, model, params, tokenizer, prompts, how):
     """Draws all, printing one alone as it comes and several in their order."""
     engine = generate.make_engine(model, params, tokenizer, how)
-    alone = f.stream and len(prompts) == 1 and not f.json
-    if alone:
+    alone, reads = f.stream and len(prompts) == 1 and not f.json, engine.decoder.start >= 0
+    if alone and not reads:
         print(prompts[0], end="", flush=True)
     results, shown = {}, 0
     for index, new, result in generate.stream(engine, tokenizer, prompts, how):
@@ -219,14 +238,14 @@ def _draw(f, model, params, tokenizer, prompts, how):
             results[index] = result
         while shown in results:
             result = results.pop(shown)
-            _show(f, tokenizer, shown, len(prompts), prompts[shown], result)
+            _show(f, shown, len(prompts), prompts[shown], result, reads)
             shown += 1
     if alone:
         print()
 
 
-def _show(f, tokenizer, number, count, prompt, result):
-    """Prints one result: text, or a JSON object."""
+def _show(f, number, count, prompt, result, reads):
+    """Prints one result: an object, or text behind its prompt, unless an encoder `reads` that."""
     if f.json:
         found = {"prompt": prompt, **result._asdict()}
         found = {name: value for name, value in found.items() if value is not None}
@@ -234,7 +253,7 @@ def _show(f, tokenizer, number, count, prompt, result):
         return
     if count > 1:
         print(f"--- {number + 1}")
-    print(prompt + result.text)
+    print(result.text if reads else prompt + result.text)
     if result.accepted is not None:
         print(f"draft: {result.accepted:.0%} of its tokens passed", file=sys.stderr)
 

@@ -158,3 +158,18 @@ def test_each_turn_sees_those_before():
 def test_what_does_not_go_together_is_told(call, words, problem):
     with pytest.raises(ConfigError, match=problem):
         call(*words)
+
+
+def test_what_one_run_writes_goes_through_the_other(call, trained):
+    """As calling the second with the texts of the first."""
+    words = ["--prompt=to be", "--prompt=or not", "--temperature=0"]
+    there = [line["text"].strip() for line in lines(call(*words, "--json"))]
+    assert all(there)
+    both = lines(call(*words, "--json", f"--then={trained[1]}"))
+    assert [line["prompt"] for line in both] == ["to be", "or not"]
+    flags.FLAGS.unparse_flags()
+    back = [f"--prompt={text}" for text in there]
+    again = lines(call(*back, "--temperature=0", "--json", f"--workdir={trained[1]}"))
+    assert [line["text"] for line in both] == [line["text"] for line in again]
+    with pytest.raises(ConfigError, match="--then does not go with --chat"):
+        call("--chat", "--prompt=a", f"--then={trained[1]}")
