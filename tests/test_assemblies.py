@@ -190,9 +190,9 @@ def gradients(name, mesh, batch, params, **fields):
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        ("bert", "data 2 x fsdp 2 x tensor 2"),
+        pytest.param("bert", "data 2 x fsdp 2 x tensor 2", marks=pytest.mark.slow),
         ("t5", "data 2 x fsdp 2 x tensor 2"),
-        ("bart", "data 2 x fsdp 2 x tensor 2"),
+        pytest.param("bart", "data 2 x fsdp 2 x tensor 2", marks=pytest.mark.slow),
         ("xlnet", "data 2 x fsdp 4"),
         pytest.param("two tables", "fsdp 8", marks=pytest.mark.slow),
         pytest.param("rope encoder", "stage 2 x fsdp 4", marks=pytest.mark.slow),
@@ -217,7 +217,12 @@ def test_remat_and_scanned_layers_change_nothing(name):
 
 
 @pytest.mark.parametrize(
-    ("task", "pool"), [("classify", "last"), ("tag", "first"), ("embed", "mean")]
+    ("task", "pool"),
+    [
+        ("classify", "last"),
+        pytest.param("tag", "first", marks=pytest.mark.slow),
+        pytest.param("embed", "mean", marks=pytest.mark.slow),
+    ],
 )
 def test_a_head_of_a_task_reads_the_same_on_many_devices(task, pool):
     fields = dict(task=task, labels=3, pool=pool, pool_layer=task == "classify", lm_head=False)

@@ -60,6 +60,7 @@ def test_four_beams_are_those_of_transformers(kind, early, penalty):
         assert (tokens[row][:, wanted.shape[1] :] < 0).all()
 
 
+@pytest.mark.slow
 def test_text_for_texts_by_all_ways():
     model = models.make(
         tiny_config(assembly="encoder_decoder", position="buckets", vocab=260, tied=True)

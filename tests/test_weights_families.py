@@ -9,7 +9,12 @@ from tests import weights_helpers as helpers
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-CASES = [(kind, number) for kind in helpers.CASES for number in range(3)]
+# The third of each, in half precision, is slow's.
+CASES = [
+    pytest.param(kind, number, marks=[pytest.mark.slow] * (number == 2))
+    for kind in helpers.CASES
+    for number in range(3)
+]
 
 
 @pytest.mark.parametrize("kind, number", CASES)

@@ -307,7 +307,7 @@ def test_a_certificate_fails_for_another_model_and_its_record_proves_only_its_ow
     view, c, params = model
     mine = models.make(c)
     tokens = certify.fixed_tokens(c)
-    logits = certify.our_logits(mine, params, tokens)
+    logits = certify.our_outputs(mine, params, tokens)
     assert certify.compare(logits, logits)["status"] == "certified"
     assert certify.compare(logits * 1.001, logits)["status"] == "failed"
     assert certify.compare(logits * np.nan, logits)["status"] == "failed"
