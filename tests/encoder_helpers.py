@@ -45,7 +45,7 @@ def pair(kind, scale=0.3):
     theirs.eval()
     for config in (theirs.config, theirs.generation_config):
         config.eos_token_id = None
-    section = read(theirs.config.to_dict() | {"model_type": kind}, False, ())
+    section = read(theirs.config.to_dict() | {"model_type": kind}, False)
     c = model_config(section, vocab=VOCAB, length=64 if kind == "bart" else 1)
     return models.make(c), _params(c, kind, theirs), theirs
 

@@ -3,17 +3,14 @@
 Sources: arXiv:1810.04805, 1907.11692, 2002.10957, 1906.08237.
 """
 
-from jaxllm.models.weights.names import FLAT, OUT_IN, SAME, Entry, Names
+from jaxllm.models.weights.names import FLAT, SAME, Entry, Names, linear, norm
 
-BERT = dict(
-    assembly="encoder",
+# What BERT and BART have in common: norms after the sums and over the embeddings, biases, GELU.
+NORMED_AFTER = dict(
     norm="layer",
     norm_bias=True,
-    norm_eps=1e-12,
     norm_place="post",
     position="learned",
-    positions=512,
-    token_types=2,
     embed_norm=True,
     qkv_bias=True,
     out_bias=True,
@@ -22,6 +19,14 @@ BERT = dict(
     gated=False,
     tied=True,
     head_bias=True,
+)
+
+BERT = dict(
+    NORMED_AFTER,
+    assembly="encoder",
+    norm_eps=1e-12,
+    positions=512,
+    token_types=2,
     head_transform=True,
     vocab=30522,
 )
@@ -64,42 +69,20 @@ XLNET = dict(
 XLNET_SIZES = {"base": _size(12, 768, 12), "large": _size(24, 1024, 16)}
 
 
-def _layer(of, theirs, *extra):
-    return Entry(f"{{prefix}}encoder.layer.{{layer}}.{theirs}", (f"layers/{of}",), *extra)
-
-
-def _linear(of, theirs):
-    return _layer(f"{of}/w", f"{theirs}.weight", OUT_IN), _layer(f"{of}/b", f"{theirs}.bias", FLAT)
-
-
-def _norm(of, theirs):
-    return (
-        Entry(f"{theirs}.weight", (f"{of}/scale",), FLAT),
-        Entry(f"{theirs}.bias", (f"{of}/bias",), FLAT),
-    )
-
-
-def _outside(of, theirs):
-    return (
-        Entry(f"{theirs}.weight", (f"{of}/w",), OUT_IN),
-        Entry(f"{theirs}.bias", (f"{of}/b",), FLAT),
-    )
-
-
 _LAYER = "{prefix}encoder.layer.{layer}."
 _STACK = (
     Entry("{prefix}embeddings.word_embeddings.weight", ("embed",), SAME),
     Entry("{prefix}embeddings.position_embeddings.weight", ("position",), SAME),
     Entry("{prefix}embeddings.token_type_embeddings.weight", ("types",), SAME),
-    *_norm("embed_norm", "{prefix}embeddings.LayerNorm"),
-    *_linear("attn/q", "attention.self.query"),
-    *_linear("attn/k", "attention.self.key"),
-    *_linear("attn/v", "attention.self.value"),
-    *_linear("attn/o", "attention.output.dense"),
-    *_norm("layers/attn_norm", _LAYER + "attention.output.LayerNorm"),
-    *_linear("mlp/up", "intermediate.dense"),
-    *_linear("mlp/down", "output.dense"),
-    *_norm("layers/mlp_norm", _LAYER + "output.LayerNorm"),
+    *norm("{prefix}embeddings.LayerNorm", "embed_norm"),
+    *linear(_LAYER + "attention.self.query", "layers/attn/q"),
+    *linear(_LAYER + "attention.self.key", "layers/attn/k"),
+    *linear(_LAYER + "attention.self.value", "layers/attn/v"),
+    *linear(_LAYER + "attention.output.dense", "layers/attn/o"),
+    *norm(_LAYER + "attention.output.LayerNorm", "layers/attn_norm"),
+    *linear(_LAYER + "intermediate.dense", "layers/mlp/up"),
+    *linear(_LAYER + "output.dense", "layers/mlp/down"),
+    *norm(_LAYER + "output.LayerNorm", "layers/mlp_norm"),
 )
 _TABLE = "{prefix}embeddings.word_embeddings.weight"
 _UNUSED = (r".*embeddings\.position_ids", r"cls\.seq_relationship\.(weight|bias)")
@@ -110,11 +93,11 @@ def bert_names(c):
     head = "cls.predictions"
     task = "qa_outputs" if c.task == "span" else "classifier"
     entries = (
-        *_outside("transform", f"{head}.transform.dense"),
-        *_norm("transform_norm", f"{head}.transform.LayerNorm"),
+        *linear(f"{head}.transform.dense", "transform"),
+        *norm(f"{head}.transform.LayerNorm", "transform_norm"),
         Entry(f"{head}.bias", ("head_bias",), FLAT),
-        *_outside("pool", "{prefix}pooler.dense"),
-        *_outside("task", task),
+        *linear("{prefix}pooler.dense", "pool"),
+        *linear(task, "task"),
     )
     copies = ((f"{head}.decoder.weight", _TABLE), (f"{head}.decoder.bias", f"{head}.bias"))
     ignored = _UNUSED if c.pool_layer else (*_UNUSED, r".*pooler\.dense\.(weight|bias)")
@@ -127,11 +110,11 @@ def roberta_names(c):
     if c.task in ("classify", "regress"):
         pooled, task = "classifier.dense", "classifier.out_proj"
     entries = (
-        *_outside("transform", "lm_head.dense"),
-        *_norm("transform_norm", "lm_head.layer_norm"),
+        *linear("lm_head.dense", "transform"),
+        *norm("lm_head.layer_norm", "transform_norm"),
         Entry("lm_head.bias", ("head_bias",), FLAT),
-        *_outside("pool", pooled),
-        *_outside("task", task),
+        *linear(pooled, "pool"),
+        *linear(task, "task"),
     )
     copies = (("lm_head.decoder.weight", _TABLE), ("lm_head.decoder.bias", "lm_head.bias"))
     ignored = _UNUSED if c.task == "embed" else (*_UNUSED, r".*pooler\.dense\.(weight|bias)")

@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019): learned positions, layer norm, GELU, biases, tied."""
 
-from jaxllm.models.weights.names import FLAT, IN_OUT, OUT_IN, SAME, Entry, Names
+from jaxllm.models.weights.names import IN_OUT, OUT_IN, SAME, Entry, Names, linear, norm
 
 GPT2 = dict(
     vocab=50257,
@@ -33,30 +33,20 @@ _LAYER = "{prefix}h.{layer}."
 
 
 def _conv1d(theirs, *ours):
-    return (
-        Entry(f"{_LAYER}{theirs}.weight", tuple(f"layers/{path}/w" for path in ours), IN_OUT),
-        Entry(f"{_LAYER}{theirs}.bias", tuple(f"layers/{path}/b" for path in ours), FLAT),
-    )
-
-
-def _norm(theirs, ours):
-    return (
-        Entry(f"{{prefix}}{theirs}.weight", (f"{ours}/scale",), FLAT),
-        Entry(f"{{prefix}}{theirs}.bias", (f"{ours}/bias",), FLAT),
-    )
+    return linear(_LAYER + theirs, *(f"layers/{path}" for path in ours), layout=IN_OUT)
 
 
 GPT2_NAMES = Names(
     (
         Entry("{prefix}wte.weight", ("embed",), SAME),
         Entry("{prefix}wpe.weight", ("position",), SAME),
-        *_norm("h.{layer}.ln_1", "layers/attn_norm"),
+        *norm("{prefix}h.{layer}.ln_1", "layers/attn_norm"),
         *_conv1d("attn.c_attn", "attn/q", "attn/k", "attn/v"),
         *_conv1d("attn.c_proj", "attn/o"),
-        *_norm("h.{layer}.ln_2", "layers/mlp_norm"),
+        *norm("{prefix}h.{layer}.ln_2", "layers/mlp_norm"),
         *_conv1d("mlp.c_fc", "mlp/up"),
         *_conv1d("mlp.c_proj", "mlp/down"),
-        *_norm("ln_f", "final_norm"),
+        *norm("{prefix}ln_f", "final_norm"),
         Entry("lm_head.weight", ("head/w",), OUT_IN),
     ),
     prefixes=("transformer.", ""),

@@ -1,8 +1,7 @@
 """From a Hugging Face config.json to fields of ModelConfig."""
 
 from jaxllm.config import ConfigError, near
-from jaxllm.models.families import hf_rope, hf_stacks
-from jaxllm.models.families.activations import ACTIVATIONS
+from jaxllm.models.families import hf_fields, hf_rope, hf_stacks
 
 # Names of a field, the first that a file has: {ours: (theirs, …)}. Those without a default must be.
 _NEEDED = {
@@ -51,21 +50,8 @@ TYPES = {
     "olmo2": ("olmo2", _class(1e-5, positions=2048)),
 }
 
-# Fields of a file that change nothing that is computed here.
-_HARMLESS = """
-architectures auto_map _name_or_path transformers_version dtype torch_dtype use_cache
-initializer_range attention_dropout attn_pdrop resid_pdrop embd_pdrop output_hidden_states
-output_attentions return_dict output_router_logits router_aux_loss_coef router_jitter_noise
-pretraining_tp chunk_size_feed_forward id2label label2id problem_type task_specific_params n_ctx
-reorder_and_upcast_attn cache_implementation gradient_checkpointing is_llama_config
-transformers.js_config _attn_implementation attn_implementation bos_token_id eos_token_id
-pad_token_id unk_token_id sep_token_id max_length do_sample summary_activation summary_type
-summary_first_dropout summary_proj_to_labels summary_use_proj model_type _sliding_window_pattern
-hidden_act hidden_activation activation_function max_window_layers tokenizer_class
-"""
-HARMLESS = frozenset(_HARMLESS.split())
 # Fields that are known with these values alone.
-ONLY = {
+_ONLY = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "scale_attn_weights": (True,),
     "add_cross_attention": (False,),
@@ -107,15 +93,16 @@ def from_hf(data, strict=False):
             f"Known: {', '.join(known)}."
         )
     if kind in hf_stacks.READERS:
-        return hf_stacks.read(data, strict, HARMLESS), []
+        return hf_stacks.read(data, strict), []
     if strict:
-        _check_fields(kind, data)
+        read = {name for names in (*_NEEDED.values(), *_OPTIONAL.values()) for name in names}
+        hf_fields.check(kind, data, read | _READ | hf_rope.FIELDS, _ONLY)
     family, defaults = TYPES[kind]
     values = {"family": family, "size": "", **defaults}
     for ours, theirs in {**_NEEDED, **_OPTIONAL}.items():
         found = [(name, data[name]) for name in theirs if data.get(name) is not None]
         if found:
-            values[ours] = _number(*found[0])
+            values[ours] = hf_fields.number(*found[0])
         elif ours in _NEEDED:
             raise ConfigError(f"config.json has no {theirs[0]!r}.")
     for ours in ("attention_softcap", "logit_softcap"):
@@ -129,14 +116,10 @@ def from_hf(data, strict=False):
     activation = data.get("hidden_activation") or data.get("hidden_act")
     activation = activation or data.get("activation_function")
     if activation:
-        if activation not in ACTIVATIONS:
-            raise ConfigError(
-                f"hidden_act={activation!r} has no counterpart here.{near(activation, ACTIVATIONS)}"
-            )
-        values["activation"] = ACTIVATIONS[activation]
+        values["activation"] = hf_fields.activation(activation)
     if data.get("query_pre_attn_scalar"):
         scalar = data["query_pre_attn_scalar"]
-        values["query_scale"] = _number("query_pre_attn_scalar", scalar) ** -0.5
+        values["query_scale"] = hf_fields.number("query_pre_attn_scalar", scalar) ** -0.5
     stretch, left_out = hf_rope.read(kind, data, values)
     if strict and left_out:
         raise ConfigError(f"config.json: {left_out[0]}; the model would be another one.")
@@ -148,30 +131,6 @@ def text_part(data):
     if data.get("model_type") == "gemma3" and isinstance(data.get("text_config"), dict):
         return {**data["text_config"], "model_type": "gemma3_text"}
     return data | {"model_type": "gemma3_text"} if data.get("model_type") == "gemma3" else data
-
-
-def _number(name, value):
-    if isinstance(value, bool | int | float):
-        return value
-    raise ConfigError(f"config.json: {name}={value!r} must be a number.")
-
-
-def _check_fields(kind, data):
-    """Raises ConfigError for a field that nobody here knows."""
-    read = {name for names in (*_NEEDED.values(), *_OPTIONAL.values()) for name in names}
-    known = read | _READ | HARMLESS | hf_rope.FIELDS
-    for name, value in data.items():
-        if name in ONLY and value is not None and value not in ONLY[name]:
-            raise ConfigError(
-                f"config.json: {name}={value!r} has no counterpart here. Known for {kind!r}: "
-                f"{ONLY[name][0]!r}."
-            )
-        if name not in known and name not in ONLY and value is not None:
-            raise ConfigError(
-                f"config.json: {name}={str(value)[:80]!r} is unknown for model_type={kind!r}, and "
-                f"might change what the model computes.{near(name, known)} If it changes nothing, "
-                "remove it from the file."
-            )
 
 
 def _biases(kind, data):

@@ -1,10 +1,10 @@
 """From a config.json of an encoder or an encoder-decoder to fields of ModelConfig, and back."""
 
-from jaxllm.config import ConfigError, near
-from jaxllm.models.families.activations import ACTIVATIONS, their_activation
+from jaxllm.config import ConfigError
+from jaxllm.models.families import hf_fields
 
 # Fields that change nothing that is computed here, besides those of all models.
-HARMLESS = frozenset(
+_HARMLESS = frozenset(
     [
         "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout", "dropout",
         "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "dropout_rate", "init_std",
@@ -17,7 +17,7 @@ HARMLESS = frozenset(
     ]
 )  # fmt: skip
 # Fields that are known with these values alone.
-ONLY = {
+_ONLY = {
     "is_decoder": (False,),
     "add_cross_attention": (False,),
     "position_embedding_type": ("absolute",),
@@ -85,13 +85,12 @@ ARCHITECTURES = {
 _GATED = {"gated-gelu": "gelu_tanh", "gated-silu": "silu", "gated-relu": "relu"}
 
 
-def read(data, strict, harmless):
+def read(data, strict):
     """Reads a config.json whose model_type is a key of `READERS`.
 
     Args:
         data: its object.
         strict: whether an unknown field is an error.
-        harmless: names of fields that change nothing in any model.
 
     Returns:
         {"family", "size" and fields of ModelConfig}.
@@ -105,12 +104,12 @@ def read(data, strict, harmless):
         data.setdefault("num_decoder_layers", data.get("num_layers"))
     table, reader = READERS[kind]
     if strict:
-        _check_fields(kind, data, {*table.values(), *_DEFAULTS[kind], *_OTHERS[kind], *harmless})
+        known = {*table.values(), *_DEFAULTS[kind], *_OTHERS[kind], *_HARMLESS}
+        only = _ONLY | {"is_encoder_decoder": (kind in ("t5", "bart"),)}
+        hf_fields.check(kind, data, known, only)
     values = {"size": "", "family": kind}
     for ours, theirs in table.items():
-        if not isinstance(data.get(theirs), int | float):
-            raise ConfigError(f"config.json: {theirs}={data.get(theirs)!r} must be a number.")
-        values[ours] = data[theirs]
+        values[ours] = hf_fields.number(theirs, data.get(theirs))
     return values | reader(data)
 
 
@@ -122,34 +121,10 @@ _OTHERS = {
 }
 
 
-def _check_fields(kind, data, known):
-    only = ONLY | {"is_encoder_decoder": (kind in ("t5", "bart"),)}
-    for name, value in data.items():
-        if name in only and value not in only[name]:
-            raise ConfigError(
-                f"config.json: {name}={value!r} has no counterpart here. Known for {kind!r}: "
-                f"{only[name][0]!r}."
-            )
-        if name not in known and name not in only and name not in HARMLESS:
-            raise ConfigError(
-                f"config.json: {name}={str(value)[:80]!r} is unknown for model_type={kind!r}, and "
-                f"might change what the model computes.{near(name, known)} If it changes nothing, "
-                "remove it from the file."
-            )
-
-
-def _activation(name):
-    if name not in ACTIVATIONS:
-        raise ConfigError(
-            f"hidden_act={name!r} has no counterpart here.{near(str(name), ACTIVATIONS)}"
-        )
-    return ACTIVATIONS[name]
-
-
 def _encoder(data):
     """Fields of BERT and RoBERTa; which head there is, the architecture says."""
     roberta = data["model_type"] == "roberta"
-    values = {"activation": _activation(data.get("hidden_act", "gelu"))}
+    values = {"activation": hf_fields.activation(data.get("hidden_act", "gelu"))}
     offset = data.get("pad_token_id", 1) + 1 if roberta else 0
     values |= dict(position_offset=offset, positions=data["max_position_embeddings"] - offset)
     name = (data.get("architectures") or ["ForMaskedLM"])[0]
@@ -180,7 +155,7 @@ def _t5(data):
     return {
         "family": "t5v1.1" if gated else "t5",
         "gated": gated,
-        "activation": _GATED[act] if gated else _activation(act),
+        "activation": _GATED[act] if gated else hf_fields.activation(act),
         "tied": tied,
         "head_scale": bool(data.get("scale_decoder_outputs", tied)),
     }
@@ -199,7 +174,7 @@ def _bart(data):
     if not data.get("tie_word_embeddings", True):
         raise ConfigError("config.json: tie_word_embeddings=False has no counterpart for 'bart'.")
     return {
-        "activation": _activation(data["activation_function"]),
+        "activation": hf_fields.activation(data["activation_function"]),
         "embed_scale": bool(data["scale_embedding"]),
     }
 
@@ -222,7 +197,7 @@ def write(c, family):
     if kind in ("bert", "roberta"):
         architecture += "ForMaskedLM" if c.lm_head else _ending(c)
         fields["max_position_embeddings"] = c.positions + c.position_offset
-        fields["hidden_act"] = their_activation(c.activation)
+        fields["hidden_act"] = hf_fields.their_activation(c.activation)
         fields["pad_token_id"] = c.position_offset - 1 if kind == "roberta" else 0
         if c.task in ("classify", "regress", "tag"):
             fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(c.labels)}
@@ -236,7 +211,7 @@ def write(c, family):
         fields |= dict(tie_word_embeddings=c.tied, scale_decoder_outputs=c.head_scale)
         fields |= dict(is_encoder_decoder=True, decoder_start_token_id=0)
     else:
-        fields["activation_function"] = their_activation(c.activation)
+        fields["activation_function"] = hf_fields.their_activation(c.activation)
         fields |= dict(decoder_attention_heads=c.heads, decoder_ffn_dim=c.mlp_width)
         fields |= dict(is_encoder_decoder=True, decoder_start_token_id=2)
     return {"model_type": kind, "architectures": [architecture], **fields}

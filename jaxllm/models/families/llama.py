@@ -4,6 +4,8 @@ Sources: arXiv:2302.13971, 2307.09288, 2407.21783, 2310.06825, 2502.02737.
 """
 
 from jaxllm.models.weights.names import FLAT, OUT_IN, SAME, Entry, Names
+from jaxllm.models.weights.names import linear as of_matrix
+from jaxllm.models.weights.names import norm as of_norm
 
 LLAMA = dict(norm="rms", norm_eps=1e-6, position="rope", activation="silu", gated=True)
 
@@ -73,19 +75,12 @@ LAYER, OURS = "{prefix}layers.{layer}.", "layers/"
 
 def linear(theirs, *ours):
     """Entries of a matrix of each layer and of its bias, where there is one."""
-    paths = [OURS + path for path in ours]
-    return (
-        Entry(f"{LAYER}{theirs}.weight", tuple(f"{path}/w" for path in paths), OUT_IN),
-        Entry(f"{LAYER}{theirs}.bias", tuple(f"{path}/b" for path in paths), FLAT),
-    )
+    return of_matrix(LAYER + theirs, *(OURS + path for path in ours))
 
 
 def norm(theirs, ours):
     """Entries of a norm of each layer, whose bias some have."""
-    return (
-        Entry(f"{LAYER}{theirs}.weight", (f"{OURS}{ours}/scale",), FLAT),
-        Entry(f"{LAYER}{theirs}.bias", (f"{OURS}{ours}/bias",), FLAT),
-    )
+    return of_norm(LAYER + theirs, OURS + ours)
 
 
 # Queries, keys and values, the output, and the norms of queries and keys that some have.

@@ -4,7 +4,8 @@ Sources: Javaheripi et al. 2023 (Phi-2), arXiv:2404.14219.
 """
 
 from jaxllm.models.families import llama
-from jaxllm.models.weights.names import FLAT, OUT_IN, SAME, Entry, Names
+from jaxllm.models.weights import names
+from jaxllm.models.weights.names import SAME, Entry, Names
 
 PHI2 = dict(
     norm="layer",
@@ -56,10 +57,8 @@ PHI2_NAMES = Names(
         *llama.linear("self_attn.dense", "attn/o"),
         *llama.linear("mlp.fc1", "mlp/up"),
         *llama.linear("mlp.fc2", "mlp/down"),
-        Entry("{prefix}final_layernorm.weight", ("final_norm/scale",), FLAT),
-        Entry("{prefix}final_layernorm.bias", ("final_norm/bias",), FLAT),
-        Entry("lm_head.weight", ("head/w",), OUT_IN),
-        Entry("lm_head.bias", ("head/b",), FLAT),
+        *names.norm("{prefix}final_layernorm", "final_norm"),
+        *names.linear("lm_head", "head"),
     ),
     prefixes=("model.",),
 )

@@ -3,7 +3,8 @@
 Sources: arXiv:1910.10683, 2002.05202 (1.1's gated MLP), 2210.11416, 1910.13461.
 """
 
-from jaxllm.models.weights.names import FLAT, OUT_IN, ROW, SAME, Entry, Names
+from jaxllm.models.families.bert import NORMED_AFTER
+from jaxllm.models.weights.names import OUT_IN, ROW, SAME, Entry, Names, linear, norm
 
 T5 = dict(
     assembly="encoder_decoder",
@@ -46,22 +47,11 @@ T5V1_1_SIZES = {
 }
 
 BART = dict(
+    NORMED_AFTER,
     assembly="encoder_decoder",
-    norm="layer",
-    norm_bias=True,
     norm_eps=1e-5,
-    norm_place="post",
-    position="learned",
     positions=1024,
     position_offset=2,
-    embed_norm=True,
-    qkv_bias=True,
-    out_bias=True,
-    mlp_bias=True,
-    activation="gelu",
-    gated=False,
-    tied=True,
-    head_bias=True,
     vocab=50265,
 )
 
@@ -71,33 +61,23 @@ BART_SIZES = {
 }
 
 
-def _parts(stack, theirs, where, names):
-    """Entries of the projections of a part: {ours: theirs}."""
-    return tuple(
-        Entry(f"{where}.{name}.weight", (f"{stack}layers/{theirs}/{ours}/w",), OUT_IN)
-        for ours, name in names.items()
-    )
-
-
 def _t5_stack(c, ours, theirs):
     block, last = theirs + ".block.{layer}.layer.", 2 if theirs == "decoder" else 1
-    heads = dict(q="q", k="k", v="v", o="o")
+    layers = f"{ours}layers/"
+    attention = theirs + ".block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     mlp = dict(gate="wi_0", up="wi_1", down="wo") if c.gated else dict(up="wi", down="wo")
-    entries = (
-        Entry(f"{theirs}.final_layer_norm.weight", (f"{ours}final_norm/scale",), FLAT),
-        Entry(
-            f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            (f"{ours}distance/table",),
-            SAME,
-        ),
-        Entry(block + "0.layer_norm.weight", (f"{ours}layers/attn_norm/scale",), FLAT),
-        Entry(block + f"{last}.layer_norm.weight", (f"{ours}layers/mlp_norm/scale",), FLAT),
-        *_parts(ours, "attn", block + "0.SelfAttention", heads),
-        *_parts(ours, "mlp", block + f"{last}.DenseReluDense", mlp),
-    )
-    if theirs == "decoder":
-        norm = Entry(block + "1.layer_norm.weight", (f"{ours}layers/cross_norm/scale",), FLAT)
-        entries += (norm, *_parts(ours, "cross", block + "1.EncDecAttention", heads))
+    entries = [
+        *norm(f"{theirs}.final_layer_norm", f"{ours}final_norm"),
+        Entry(attention, (f"{ours}distance/table",), SAME),
+        *norm(block + "0.layer_norm", f"{layers}attn_norm"),
+        *norm(block + f"{last}.layer_norm", f"{layers}mlp_norm"),
+        *norm(block + "1.layer_norm", f"{layers}cross_norm"),
+    ]
+    for head in "qkvo":
+        entries += linear(f"{block}0.SelfAttention.{head}", f"{layers}attn/{head}")
+        entries += linear(f"{block}1.EncDecAttention.{head}", f"{layers}cross/{head}")
+    for part, name in mlp.items():
+        entries += linear(f"{block}{last}.DenseReluDense.{name}", f"{layers}mlp/{part}")
     return entries
 
 
@@ -115,19 +95,6 @@ def t5_names(c):
     return Names(entries, copies=copies, ignored=(unused,))
 
 
-def _pair(ours, theirs, kind):
-    """Weight and bias of a projection, or of a norm."""
-    if kind == "norm":
-        names = {f"{ours}/scale": FLAT, f"{ours}/bias": FLAT}
-    else:
-        names = {f"{ours}/w": OUT_IN, f"{ours}/b": FLAT}
-    ends = ("weight", "bias")
-    return tuple(
-        Entry(f"{theirs}.{end}", (path,), layout)
-        for end, (path, layout) in zip(ends, names.items(), strict=True)
-    )
-
-
 def bart_names(c):
     """The `Names` of BART's files."""
     del c
@@ -137,18 +104,18 @@ def bart_names(c):
         Entry("final_logits_bias", ("head_bias",), ROW),
     ]
     for ours, theirs in (("encoder/", "encoder"), ("", "decoder")):
-        at, layer = "{prefix}" + theirs, "{prefix}" + theirs + ".layers.{layer}."
+        at, layers = "{prefix}" + theirs, f"{ours}layers/"
+        layer = at + ".layers.{layer}."
         entries.append(Entry(f"{at}.embed_positions.weight", (f"{ours}position",), SAME))
-        entries += _pair(f"{ours}embed_norm", f"{at}.layernorm_embedding", "norm")
-        entries += _pair(f"{ours}layers/attn_norm", f"{layer}self_attn_layer_norm", "norm")
-        entries += _pair(f"{ours}layers/mlp_norm", f"{layer}final_layer_norm", "norm")
-        for name, there in heads.items():
-            entries += _pair(f"{ours}layers/attn/{name}", f"{layer}self_attn.{there}", "matrix")
-        entries += _pair(f"{ours}layers/mlp/up", f"{layer}fc1", "matrix")
-        entries += _pair(f"{ours}layers/mlp/down", f"{layer}fc2", "matrix")
-    entries += _pair("layers/cross_norm", layer + "encoder_attn_layer_norm", "norm")
-    for name, there in heads.items():
-        entries += _pair(f"layers/cross/{name}", f"{layer}encoder_attn.{there}", "matrix")
+        entries += norm(f"{at}.layernorm_embedding", f"{ours}embed_norm")
+        entries += norm(f"{layer}self_attn_layer_norm", f"{layers}attn_norm")
+        entries += norm(f"{layer}encoder_attn_layer_norm", f"{layers}cross_norm")
+        entries += norm(f"{layer}final_layer_norm", f"{layers}mlp_norm")
+        for head, there in heads.items():
+            entries += linear(f"{layer}self_attn.{there}", f"{layers}attn/{head}")
+            entries += linear(f"{layer}encoder_attn.{there}", f"{layers}cross/{head}")
+        entries += linear(f"{layer}fc1", f"{layers}mlp/up")
+        entries += linear(f"{layer}fc2", f"{layers}mlp/down")
     tables = ("{prefix}encoder.embed_tokens.weight", "{prefix}decoder.embed_tokens.weight")
     copies = tuple((name, "{prefix}shared.weight") for name in (*tables, "lm_head.weight"))
     return Names(tuple(entries), ("model.",), copies)

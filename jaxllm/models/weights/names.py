@@ -39,6 +39,22 @@ class Entry(NamedTuple):
     layout: str
 
 
+def linear(theirs, *ours, layout=OUT_IN):
+    """Entries of a matrix, or of several in one, and of its bias; those not there are left out."""
+    return (
+        Entry(f"{theirs}.weight", tuple(f"{path}/w" for path in ours), layout),
+        Entry(f"{theirs}.bias", tuple(f"{path}/b" for path in ours), FLAT),
+    )
+
+
+def norm(theirs, ours):
+    """Entries of a norm, whose bias some have."""
+    return (
+        Entry(f"{theirs}.weight", (f"{ours}/scale",), FLAT),
+        Entry(f"{theirs}.bias", (f"{ours}/bias",), FLAT),
+    )
+
+
 class Names(NamedTuple):
     """The tensors of a family's files.
 
