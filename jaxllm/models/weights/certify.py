@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxllm.models.weights import safetensors
-from jaxllm.models.weights.tensors import WeightsError
+from jaxllm.models.weights.tensors import WeightsError, boxes
 
 # Largest difference of two logits over the largest logit: float32 sums in another order give about
 # 1e-6, and a wrong norm, position or bias more than 1e-2.
@@ -116,20 +116,10 @@ def fingerprint(view):
     for name in sorted(view.tensors):
         tensor = view.tensors[name]
         digest.update(f"{name} {tuple(tensor.shape)} {np.dtype(tensor.dtype)}\n".encode())
-        for box in _boxes(tensor.shape):
+        for box in boxes(tensor.shape):
             array = np.ascontiguousarray(tensor.read(box))
             digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _boxes(shape, numbers=2**24):
-    """Yields slices that cut a tensor along its first axis into pieces of some numbers."""
-    if not shape:
-        yield ()
-        return
-    rows = max(1, numbers // max(math.prod(shape[1:]), 1))
-    for first in range(0, shape[0], rows):
-        yield (slice(first, min(first + rows, shape[0])), *map(slice, shape[1:]))
 
 
 def _recorded(path, found):

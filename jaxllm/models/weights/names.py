@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxllm.config import near
-from jaxllm.models.weights.tensors import Tensor, WeightsError
+from jaxllm.models.weights.tensors import Tensor, WeightsError, boxes
 
 # How a parameter lies in their tensor: a matrix as (out, in), as torch's Linear has it, or as
 # (in, out), as GPT-2's Conv1D and ours; all dimensions in one; that as the only row of a matrix; or
@@ -296,10 +296,7 @@ def _read_piece(tensor, piece, index):
 def check_copies(copies, tensors):
     """Raises WeightsError for a tensor that a model does without and that is not its equal's."""
     for name, of in copies.items():
-        shape = tuple(tensors[name].shape)
-        rows = max(1, 2**24 // max(math.prod(shape[1:]), 1))  # 16M numbers at a time
-        for first in range(0, shape[0], rows):
-            box = (slice(first, min(first + rows, shape[0])), *map(slice, shape[1:]))
+        for box in boxes(tensors[name].shape):
             if not np.array_equal(tensors[name].read(box), tensors[of].read(box)):
                 raise WeightsError(
                     f"{name} differs from {of}, and the config ties them (tie_word_embeddings). "

@@ -1,5 +1,6 @@
 """What every file of weights becomes: a description, named tensors that are read when asked."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,21 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: Any
     read: Callable
+
+
+def boxes(shape, numbers=2**24):
+    """Yields tuples of slices that cut a tensor along its first axis, for `Tensor.read`.
+
+    Args:
+        shape: of the tensor; () gives one empty tuple.
+        numbers: how many a piece holds, at most, but for a row that holds more.
+    """
+    if not shape:
+        yield ()
+        return
+    rows = max(1, numbers // max(math.prod(shape[1:]), 1))
+    for first in range(0, shape[0], rows):
+        yield (slice(first, min(first + rows, shape[0])), *map(slice, shape[1:]))
 
 
 class View(NamedTuple):
