@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jaxllm import trees
 from jaxllm.config import ConfigError
 from jaxllm.models.layers import softcap
+from jaxllm.models.narrow import quantize
 
 KV_DTYPES = ("", "int8")
 OF_MEMORY = ("memory_k", "memory_v")  # of an encoder's hidden states, [B, K, H, S], [B, K, S, H]
-_LARGEST = 127  # of int8, the same on both sides of 0
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -196,19 +196,12 @@ def positions(held, at_B, ring):
     return jnp.where(slot_S < ring.first, jnp.where(slot_S <= last_B1, slot_S, -1), turned)
 
 
-def _quantize(x):
-    """Returns (int8, float32 scale over the last axis): x is at most scale / 2 off."""
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-20) / _LARGEST
-    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
-
-
 def _stored(held, k_BTKH, v_BTKH):
     """New keys and values as the cache stores them, {name: [B, T, K, …]}."""
     if "k_scale" not in held:
         return {"k": k_BTKH.astype(held["k"].dtype), "v": v_BTKH.astype(held["v"].dtype)}
-    (k, k_scale), (v, v_scale) = _quantize(k_BTKH), _quantize(v_BTKH)
-    return {"k": k, "v": v, "k_scale": k_scale, "v_scale": v_scale}
+    (k, k_scale), (v, v_scale) = quantize(k_BTKH), quantize(v_BTKH)
+    return {"k": k, "v": v, "k_scale": k_scale[..., 0], "v_scale": v_scale[..., 0]}
 
 
 # Where time goes, from [B, T, K, …].

@@ -48,7 +48,10 @@ class Int8:
 
 
 def quantize(x):
-    """Returns (int8, float32 scale over the last axis)."""
+    """Returns (int8, float32 scale over the last axis, which has length 1 there).
+
+    Each number is at most scale / 2 off.
+    """
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), 1e-20) / _LARGEST
     return jnp.round(x / scale).astype(jnp.int8), scale
