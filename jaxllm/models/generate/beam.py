@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxllm.config import ConfigError
 from jaxllm.models import cache as caches
+from jaxllm.models.generate.sampling import is_one_of
 
 NEVER = -1e9
 
@@ -126,9 +127,7 @@ def _choose(state, logits_XV, how, tokens, eos):
     beam_BX, token_BX = index_BX // V, (index_BX % V).astype(jnp.int32)
     sequence_BXN = jnp.take_along_axis(state.running_BWN, beam_BX[..., None], axis=1)
     sequence_BXN = jnp.where(jnp.arange(N) == number, token_BX[..., None], sequence_BXN)
-    ends_BX = jnp.full(token_BX.shape, number + 1 >= tokens)
-    for end in eos:
-        ends_BX |= token_BX == end
+    ends_BX = is_one_of(token_BX, eos) | (number + 1 >= tokens)
 
     running_BW, next_BW = jax.lax.top_k(score_BX + ends_BX * NEVER, W)
     parent_BW = jnp.take_along_axis(beam_BX, next_BW, axis=1)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxllm.config import ConfigError
 from jaxllm.models.generate import choices as tries
 from jaxllm.models.generate.decoder import Decoder, decoder
-from jaxllm.models.generate.sampling import Seen, choose, penalise
+from jaxllm.models.generate.sampling import Seen, choose, is_one_of, penalise
 
 
 class Plan(NamedTuple):
@@ -143,10 +143,7 @@ def draw(plan, state, logits_BV):
         top_tokens,
         top_logp - partition_B[:, None, None],
     )
-    done_B = jnp.zeros_like(alive_B)
-    for end in plan.eos:
-        done_B |= token_B == end
-    node_B = state.node_B
+    done_B, node_B = is_one_of(token_B, plan.eos), state.node_B
     if plan.trie is not None:
         node_B = tries.follow(plan.trie, node_B, token_B)
         done_B |= tries.is_end(plan.trie, node_B)

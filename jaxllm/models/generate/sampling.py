@@ -150,6 +150,19 @@ def warp(logits_BV, how, seen=None):
     return keep_likely(logits_BV / how.temperature, how)
 
 
+def is_one_of(tokens, ends):
+    """Returns whether each token is one of `ends`, bool in the shape of the tokens.
+
+    Args:
+        tokens: int32[...].
+        ends: a tuple of tokens; of none nothing is one.
+    """
+    found = jnp.zeros(tokens.shape, bool)
+    for end in ends:
+        found |= tokens == end
+    return found
+
+
 def choose(logits_BV, key_B, how, seen=None):
     """Draws one token a row, int32[B].
 

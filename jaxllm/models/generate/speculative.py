@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.config import ConfigError
-from jaxllm.models.generate.sampling import warp
+from jaxllm.models.generate.sampling import is_one_of, warp
 
 
 class Speculated(NamedTuple):
@@ -100,10 +100,7 @@ def make_speculate(decoder, draft, tokens, how, eos=(), ahead=4):
 
 def _emit(state, token_BX, count_B, eos):
     """Writes the first count_B tokens of each row, up to its end. Rows that are done get none."""
-    X = token_BX.shape[1]
-    is_end_BX = jnp.zeros(token_BX.shape, bool)
-    for end in eos:
-        is_end_BX |= token_BX == end
+    X, is_end_BX = token_BX.shape[1], is_one_of(token_BX, eos)
     before_BX = jnp.cumsum(is_end_BX, axis=1) - is_end_BX  # ends before each
     good_BX = (jnp.arange(X) < jnp.minimum(count_B, state.left_B)[:, None]) & (before_BX == 0)
     N = state.tokens_BN.shape[1]
