@@ -62,8 +62,8 @@ def _of_lines(path):
             where = f"{path}:{number}"
             if line is None:
                 bad("line too long", where, f"longer than {sources.LIMIT_BYTES:,} bytes")
-            text = sources.parse_line(line, "text", where, bad).text
-            record = json.loads(line.decode("utf-8-sig"))
+            record = sources.parse_line(line, where, bad)
+            text = sources.check_field(record, "text", where, bad).text
             labels = [record[field] for field in _LABELS if isinstance(record.get(field), str)]
             yield text, (labels or [""])[0], where
     except (files.CorruptError, files.TooLongError) as error:

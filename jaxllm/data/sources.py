@@ -149,16 +149,31 @@ def text(*, path="", separator="", limit=LIMIT_BYTES):
 
 def read_jsonl(path, bad, field, limit):
     """Yields the Documents of a JSONL file; see `jsonl`."""
+    for where, record in json_lines(path, bad, limit):
+        document = check_field(record, field, where, bad)
+        if document is not None:
+            yield document
+
+
+def json_lines(path, bad, limit, advice="; set limit"):
+    """Yields (file and line, {field: value}) of the lines of a JSONL file.
+
+    Args:
+        path: of the file, also compressed.
+        bad: what is no such line is reported to it.
+        limit: most bytes of a line.
+        advice: behind the report of a longer one.
+    """
     number = 0
     try:
         for number, line in files.lines(path, limit):
             where = f"{path}:{number}"
             if line is None:
-                bad("line too long", where, f"longer than {limit:,} bytes; set limit")
+                bad("line too long", where, f"longer than {limit:,} bytes{advice}")
                 continue
-            document = parse_line(line, field, where, bad)
-            if document is not None:
-                yield document
+            record = parse_line(line, where, bad)
+            if record is not None:
+                yield where, record
     except files.CorruptError as error:
         bad("corrupt compressed data", f"{path}:{number + 1}", str(error))
         return
@@ -166,20 +181,27 @@ def read_jsonl(path, bad, field, limit):
         bad("empty file", path)
 
 
-def parse_line(line, field, where, bad):
-    """Returns the Document of one JSONL line, or None after reporting it to `bad`."""
+def parse_line(line, where, bad):
+    """Returns {field: value} of one JSONL line, or None after reporting it to `bad`."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return bad("undecodable bytes", where, f"{error.reason} (not UTF-8)")
     except (ValueError, RecursionError) as error:
         return bad("invalid JSON", where, str(error))
-    if not isinstance(record, dict):
-        return bad("not a JSON object", where)
+    return record if isinstance(record, dict) else bad("not a JSON object", where)
+
+
+def check_field(record, field, where, bad):
+    """Returns a Document of a field of a record, or None after reporting it to `bad`."""
     if field not in record:
-        known = ", ".join(map(repr, list(record)[:8])) or "none"
-        return bad("missing field", where, f"{field!r} is not among {known}")
+        return bad("missing field", where, missing(field, record))
     return check_text(record[field], field, where, bad)
+
+
+def missing(field, record):
+    """Says which fields a record has in the place of one."""
+    return f"{field!r} is not among {', '.join(map(repr, list(record)[:8])) or 'none'}"
 
 
 def check_text(value, field, where, bad):

@@ -4,13 +4,12 @@ A row that cannot be read, or of which no example can be made, is told with file
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxllm.data import files, tables
 from jaxllm.data.errors import BadInput, DataError
-from jaxllm.data.sources import LIMIT_BYTES, Document, FileSource, read_file
+from jaxllm.data.sources import LIMIT_BYTES, Document, FileSource, json_lines, missing, read_file
 
 ROWS = 1024  # of a Parquet file at once
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -100,7 +99,7 @@ class ExampleSource(FileSource):
         for path in self.paths:
             for where, record in read_file(path, bad, functools.partial(read, fields=wanted)):
                 if field and field not in record:
-                    bad("missing field", where, _missing(field, record))
+                    bad("missing field", where, missing(field, record))
                     continue
                 if field and str(record[field]) != value:
                     continue
@@ -124,34 +123,7 @@ def read(path, bad, fields):
     elif name.endswith((".csv", ".tsv")):
         yield from _csv(path, bad, name)
     else:
-        yield from _jsonl(path, bad)
-
-
-def _jsonl(path, bad, limit=LIMIT_BYTES):
-    number = 0
-    try:
-        for number, line in files.lines(path, limit):
-            where = f"{path}:{number}"
-            if line is None:
-                bad("line too long", where, f"longer than {limit:,} bytes")
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                bad("undecodable bytes", where, f"{error.reason} (not UTF-8)")
-                continue
-            except (ValueError, RecursionError) as error:
-                bad("invalid JSON", where, str(error))
-                continue
-            if isinstance(record, dict):
-                yield where, record
-            else:
-                bad("not a JSON object", where)
-    except files.CorruptError as error:
-        bad("corrupt compressed data", f"{path}:{number + 1}", str(error))
-        return
-    if not number:
-        bad("empty file", path)
+        yield from json_lines(path, bad, LIMIT_BYTES, advice="")
 
 
 def _csv(path, bad, name):
@@ -208,7 +180,7 @@ def get(record, field):
         Unfit: it is missing.
     """
     if field not in record:
-        raise Unfit("missing field", _missing(field, record))
+        raise Unfit("missing field", missing(field, record))
     return record[field]
 
 
@@ -247,7 +219,3 @@ def mapping(value, field):
     if not isinstance(value, Mapping):
         raise Unfit("field is not an object", f"{field!r} is a {type(value).__name__}")
     return value
-
-
-def _missing(field, record):
-    return f"{field!r} is not among {', '.join(map(repr, list(record)[:8])) or 'none'}"
