@@ -7,6 +7,7 @@ import numpy as np
 from jaxllm.data.transforms.draws import uniform
 from jaxllm.data.transforms.marks import NOTHING
 from jaxllm.data.transforms.masks import check_rate
+from jaxllm.data.transforms.pairs import batch_of
 
 LONGEST = 64  # tokens of a span; a mean above half of it is refused
 
@@ -70,32 +71,21 @@ def make(vocab, eos, marks=NOTHING, *, rate=0.3, mean=3.0, mask_id=-1, permute=T
             at, done = at + before - done + length, before
         return np.concatenate([*out, row[at:]])
 
+    def one(row, segment, order, lengths, places):
+        """Returns (inputs, targets) of the tokens of a row."""
+        if not len(row):
+            return (), ()
+        inputs = shuffled(row, segment, order) if permute else row
+        count = round(rate * len(row))
+        if count:
+            inputs = masked(inputs, spans_of(lengths, count, mean), places)
+        return np.append(inputs, end), np.append(row, end)
+
     def transform(batch, keys):
-        B, T = batch["tokens"].shape
-        size = T + len(end)
-        names = ("inputs", "inputs_segment", "inputs_position")
-        names += ("tokens", "targets", "position", "segment")
-        out = {name: np.zeros((B, size), np.int32) for name in names}
-        draws = [uniform(keys, use, T + 1) for use in ("order", "lengths", "places")]
-        for b in range(B):
-            real = batch["segment"][b] > 0
-            row, segment = batch["tokens"][b][real], batch["segment"][b][real]
-            if not len(row):
-                continue
-            inputs = shuffled(row, segment, draws[0][b]) if permute else row
-            count = round(rate * len(row))
-            if count:
-                inputs = masked(inputs, spans_of(draws[1][b], count, mean), draws[2][b])
-            inputs, targets = np.append(inputs, end), np.append(row, end)
-            for name, ids in (("inputs", inputs), ("targets", targets)):
-                out[name][b, : len(ids)] = ids
-            out["tokens"][b, : len(targets)] = np.append(marks.start, targets[:-1])
-            out["inputs_segment"][b, : len(inputs)] = 1
-            out["segment"][b, : len(targets)] = 1
-        place = np.arange(size, dtype=np.int32)
-        out["position"], out["inputs_position"] = (
-            place * out[name] for name in ("segment", "inputs_segment")
-        )
-        return out | {"weight": out["segment"].astype(np.float32)}
+        size = batch["tokens"].shape[1]
+        draws = [uniform(keys, use, size + 1) for use in ("order", "lengths", "places")]
+        rows = zip(batch["tokens"], batch["segment"], *draws, strict=True)
+        found = [one(row[segment > 0], segment[segment > 0], *draw) for row, segment, *draw in rows]
+        return batch_of(found, (size + len(end), size + len(end)), marks.start)
 
     return transform

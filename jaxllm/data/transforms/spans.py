@@ -7,6 +7,7 @@ import numpy as np
 from jaxllm.data.transforms.draws import uniform
 from jaxllm.data.transforms.marks import NOTHING
 from jaxllm.data.transforms.masks import check_rate
+from jaxllm.data.transforms.pairs import batch_of
 
 
 def span_counts(size, rate, mean):
@@ -48,6 +49,8 @@ def corruption(vocab, eos, marks=NOTHING, *, rate=0.15, mean=3.0):
 
     def one(row, draw, sentinels):
         """Returns (inputs, targets) of the tokens of a row."""
+        if len(row) < 2:
+            return (), ()
         count, spans = span_counts(len(row), rate, mean)
         corrupt = segmentation(draw[0], count, spans)
         kept = segmentation(draw[1], len(row) - count, spans)
@@ -61,27 +64,14 @@ def corruption(vocab, eos, marks=NOTHING, *, rate=0.15, mean=3.0):
         return np.concatenate([*inputs, end]), np.concatenate([*targets, end])
 
     def transform(batch, keys):
-        B, T = batch["tokens"].shape
+        T = batch["tokens"].shape[1]
         count, spans = span_counts(T, rate, mean)
         size, long = T - count + spans + len(end), count + spans + 1 + len(end)
         sentinels = marks.sentinels(vocab, spans + 1)
-        names = ("inputs", "inputs_segment", "inputs_position")
-        out = {name: np.zeros((B, size), np.int32) for name in names}
-        out |= {name: np.zeros((B, long), np.int32) for name in ("tokens", "targets", "segment")}
         draws = [uniform(keys, use, T) for use in ("corrupt", "kept")]
-        for b in range(B):
-            row = batch["tokens"][b][batch["segment"][b] > 0]
-            if len(row) < 2:
-                continue
-            inputs, targets = one(row, (draws[0][b], draws[1][b]), sentinels)
-            out["inputs"][b, : len(inputs)] = inputs
-            out["inputs_segment"][b, : len(inputs)] = 1
-            out["targets"][b, : len(targets)] = targets
-            out["tokens"][b, : len(targets)] = np.append(marks.start, targets[:-1])
-            out["segment"][b, : len(targets)] = 1
-        out["inputs_position"] = np.arange(size, dtype=np.int32) * out["inputs_segment"]
-        out["position"] = np.arange(long, dtype=np.int32) * out["segment"]
-        return out | {"weight": out["segment"].astype(np.float32)}
+        rows = zip(batch["tokens"], batch["segment"], *draws, strict=True)
+        found = [one(row[segment > 0], draw, sentinels) for row, segment, *draw in rows]
+        return batch_of(found, (size, long), marks.start)
 
     return transform
 
