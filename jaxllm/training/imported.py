@@ -254,12 +254,9 @@ def _with_tokenizer(view, tokenizer):
 
 def load_config(workdir, overrides=()):
     """`reopen.load_config`, with errors that name the command's own flag."""
-    if not (pathlib.Path(workdir) / "config.json").is_file():
-        raise ConfigError(f"--from={workdir}: no config.json there, so no run.")
-    return reopen.load_config(workdir, overrides)
+    return reopen.load_config(workdir, overrides, "--from")
 
 
 def open_run(workdir, overrides=(), step="latest"):
     """`reopen.open_trained`, with errors that name the command's own flag."""
-    load_config(workdir, overrides)
-    return reopen.open_trained(workdir, overrides, step)
+    return reopen.open_trained(workdir, overrides, step, "--from")

@@ -35,7 +35,7 @@ def check(run):
         Lines for the start page: what is drawn, what is left out, what else differs.
     """
     place = pathlib.Path(run.config.init_from)
-    config = _config(place)
+    config = reopen.load_config(place, given_by="config.init_from")
     tokenizer = tokenizers.load(place / "tokenizer")
     length = config.data.length
     theirs = model_config(config.model, vocab=tokenizer.vocab_size, length=length)
@@ -134,7 +134,8 @@ def load(run, step="latest"):
         ConfigError: no checkpoint there.
     """
     place = pathlib.Path(run.config.init_from)
-    part = "ema" if _config(place).step.ema else "params"
+    config = reopen.load_config(place, given_by="config.init_from")
+    part = "ema" if config.step.ema else "params"
     pattern, wanted = run.config.init_fresh, trees.flatten(run.abstract.params)
     fresh = [path for path in wanted if pattern and re.match(pattern, path)]
     read = trees.unflatten({path: x for path, x in wanted.items() if path not in fresh})
@@ -152,15 +153,6 @@ def load(run, step="latest"):
     drawn = jax.jit(draw, out_shardings=places)(place_key(run.mesh, run.config.seed))
     found = trees.flatten(tree[part]) | drawn
     return trees.unflatten({path: found[path] for path in wanted})
-
-
-def _config(place):
-    if not (place / "config.json").is_file():
-        raise ConfigError(
-            f"config.init_from={place}: no config.json there, so no model. Give the work directory "
-            "of a run, or one that python -m jaxllm.convert import wrote."
-        )
-    return reopen.load_config(place)
 
 
 def _short(value):

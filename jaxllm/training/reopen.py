@@ -27,18 +27,26 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_config(workdir, overrides=()):
+def load_config(workdir, overrides=(), given_by="--workdir"):
     """Returns the config of a run, with settings over it.
+
+    Args:
+        workdir: directory of the run.
+        overrides: [(field, text)] over its config.
+        given_by: flag or field that names the directory, for the error.
 
     Raises:
         ConfigError: no run there, or a setting that cannot be.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
-        raise ConfigError(
-            f"--workdir={workdir}: no config.json there, so no run. Train one first, with "
-            f"python -m jaxllm.train --config=configs/shakespeare_char.py --workdir={workdir}"
-        )
+        advice = "Give the work directory of a run, or one that python -m jaxllm.convert wrote."
+        if given_by == "--workdir":
+            advice = (
+                "Train one first, with python -m jaxllm.train "
+                f"--config=configs/shakespeare_char.py --workdir={workdir}"
+            )
+        raise ConfigError(f"{given_by}={workdir}: no config.json there, so no run. {advice}")
     config = ConfigDict(json.loads(path.read_text(), object_hook=_tuples)).lock()
     for field, text in overrides:
         settings.override(config, field, text)
@@ -49,18 +57,19 @@ def _tuples(mapping):
     return {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()}
 
 
-def open_trained(workdir, overrides=(), step="latest"):
+def open_trained(workdir, overrides=(), step="latest", given_by="--workdir"):
     """Restores the model of a run onto this machine's devices.
 
     Args:
         workdir: directory of the run; nothing in it is changed.
         overrides: [(field, text)] over the run's config, for instance another mesh.
         step: "latest", "best" (by validation loss) or a number.
+        given_by: as `load_config` has it.
 
     Raises:
         ConfigError: no run or no such checkpoint there.
     """
-    config = load_config(workdir, overrides)
+    config = load_config(workdir, overrides, given_by)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
     run = setup.assemble_program(config, tokenizer.vocab_size, jax.devices())
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
