@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import pathlib
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 from jaxllm.config import ConfigError, near
 from jaxllm.context import chunks
 from jaxllm.context.select import unit
+from jaxllm.whole_files import replacing
 
 MANIFEST, PASSAGES, VECTORS = "manifest.json", "passages.jsonl", "vectors.npy"
 ENDINGS = (".txt", ".md", ".rst", ".tex")
@@ -195,7 +195,6 @@ def _passages(source, text, tokenizer, size_tokens, overlap_tokens):
 
 def _save(directory, settings, files, passages, vectors_ND):
     """Writes an index; the manifest, with the hashes of the rest, comes last."""
-    directory.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(p[:-1], ensure_ascii=False) + "\n" for p in passages)
     array = io.BytesIO()
     np.save(array, vectors_ND, allow_pickle=False)
@@ -204,9 +203,8 @@ def _save(directory, settings, files, passages, vectors_ND):
     manifest = {"settings": settings, "hashes": hashes, "files": files}
     contents[MANIFEST] = json.dumps(manifest, indent=1).encode()
     for name, content in contents.items():
-        partial = directory / f".{name}.{os.getpid()}"
-        partial.write_bytes(content)
-        partial.replace(directory / name)
+        with replacing(directory / name) as file:
+            file.write(content)
 
 
 def _read(directory):

@@ -6,7 +6,8 @@ Made again it is the same to the byte; it says nothing of when or how fast the c
 import json
 import pathlib
 
-from jaxllm.corpus import documents, pictures, record, tasks
+from jaxllm.corpus import pictures, record, tasks
+from jaxllm.whole_files import replacing
 
 NAME = "README.md"
 _FILES = 20  # of a source that are listed
@@ -28,7 +29,7 @@ def write(manifest, directory):
         directory: of the corpus.
     """
     drawn = pictures.draw(manifest, directory)
-    with documents.replacing(pathlib.Path(directory) / NAME) as file:
+    with replacing(pathlib.Path(directory) / NAME) as file:
         file.write(as_text(manifest, drawn).encode())
 
 

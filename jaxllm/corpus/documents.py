@@ -1,13 +1,12 @@
 """Documents between stages, and the shards that hold them: compressed lines of JSON."""
 
-import contextlib
 import io
 import json
-import os
-import pathlib
 from typing import NamedTuple
 
 import zstandard
+
+from jaxllm.whole_files import replacing
 
 _LEVEL = 1  # of compression: shards are read once or twice
 
@@ -46,22 +45,6 @@ def write(path, documents):
             packed.write(text.encode() + b"\n")
             count += 1
     return count
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Opens a file to write that takes its place only once it is whole and on the disk."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path, data):

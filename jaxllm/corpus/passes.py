@@ -34,6 +34,7 @@ from jaxllm.corpus import (
 )
 from jaxllm.data import prepared, shards
 from jaxllm.data.errors import BadInput, DataError
+from jaxllm.whole_files import replacing
 
 VERSION = 3  # of what the passes make; a higher one redoes all
 _TASK_BYTES = 1 << 23  # of small files that are read by one task
@@ -131,7 +132,7 @@ class Corpus:
                 kind: boilerplate.common(of_shards, self.config.boilerplate[kind])
                 for kind, of_shards in pieces.items()
             }
-            with documents.replacing(done) as file:
+            with replacing(done) as file:
                 np.savez(file, original=found.original, exact=found.exact, counts=counts, **shared)
 
     def finish(self):

@@ -27,6 +27,7 @@ from jaxllm.corpus import (
 from jaxllm.corpus.documents import Document
 from jaxllm.data import build, shards
 from jaxllm.data.errors import BadInput
+from jaxllm.whole_files import replacing
 
 SPLITS = ("train", "validation", "test")
 
@@ -102,7 +103,7 @@ def clean_shard(task):
     signed = duplicates.signatures(texts, duplicate_options(config))
     shared = boilerplate.count(texts, asked_pieces(config))
     documents.write(folder / f"{task.name}.jsonl.zst", left)
-    with documents.replacing(folder / f"{task.name}.npz") as file:
+    with replacing(folder / f"{task.name}.npz") as file:
         pieces = {f"{kind} {i}": part for kind, two in shared.items() for i, part in enumerate(two)}
         np.savez(file, text=signed.text, minhash=signed.minhash, **pieces)
     _finish(task, reports)
@@ -200,7 +201,7 @@ def encode_shard(task):
         saved[f"{split}.ids"] = np.concatenate([np.zeros(0, dtype), *ids])
         saved[f"{split}.ends"] = np.cumsum([len(one) for one in ids]).astype(np.int64)
         saved[f"{split}.sizes"] = np.array(sizes)
-    with documents.replacing(pathlib.Path(task.folder) / f"{task.name}.npz") as file:
+    with replacing(pathlib.Path(task.folder) / f"{task.name}.npz") as file:
         np.savez(file, **saved)
     _finish(task, {"tokens": found})
     return found.bytes["in"]

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import re
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from jaxllm.whole_files import replacing
 
 CONFIG_FILE = "tokenizer_config.json"
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -100,7 +101,6 @@ def save(directory, kind, settings, files):
         files: {file name: bytes}.
     """
     directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     config = {
         "kind": kind,
         "fingerprint": fingerprint(kind, settings, files),
@@ -109,9 +109,8 @@ def save(directory, kind, settings, files):
     }
     text = json.dumps(config, indent=1, sort_keys=True) + "\n"
     for name, content in [*files.items(), (CONFIG_FILE, text.encode())]:
-        partial = directory / f".{name}.{os.getpid()}"
-        partial.write_bytes(content)
-        partial.replace(directory / name)
+        with replacing(directory / name) as file:
+            file.write(content)
 
 
 def read(directory):

@@ -1,7 +1,6 @@
 """Chats as text and as token ids, by templates in Jinja; templates and messages are hostile."""
 
 import json
-import os
 import pathlib
 import re
 
@@ -12,6 +11,7 @@ from jaxllm.tokenizers import base, chat_guard, sandbox
 from jaxllm.tokenizers.base import TokenizerError
 from jaxllm.tokenizers.chat_templates import BUILT_IN
 from jaxllm.tokenizers.named import named_tokens
+from jaxllm.whole_files import replacing
 
 TEMPLATE_FILE = "chat_template.json"
 ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")
@@ -158,10 +158,8 @@ def of_files(files, name="default"):
 def save(directory, template):
     """Stores a chat template beside a tokenizer, whose fingerprint it does not change."""
     record = {"text": template.text, "specials": template.specials, "roles": template.roles}
-    path = pathlib.Path(directory) / TEMPLATE_FILE
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(path)
+    with replacing(pathlib.Path(directory) / TEMPLATE_FILE) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
 
 
 def load(directory):

@@ -7,7 +7,6 @@ one such file, or several and an index that says which tensor is in which.
 
 import json
 import math
-import os
 import pathlib
 
 import ml_dtypes
@@ -15,6 +14,7 @@ import numpy as np
 
 from jaxllm.config import near
 from jaxllm.models.weights.tensors import Tensor, View, WeightsError
+from jaxllm.whole_files import replacing
 
 DTYPES = {
     "F64": np.dtype("float64"),
@@ -343,21 +343,13 @@ def write_file(tensors, path):
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, tensor in tensors.items():
-                array = tensor.read(tuple(slice(None) for _ in tensor.shape))
-                if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
-                    raise WeightsError(f"{name!r} was read as {array.dtype}{array.shape}.")
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors.items():
+            array = tensor.read(tuple(slice(None) for _ in tensor.shape))
+            if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
+                raise WeightsError(f"{name!r} was read as {array.dtype}{array.shape}.")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _size(tensor):
