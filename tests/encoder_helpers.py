@@ -1,16 +1,14 @@
 """Tiny encoder-decoders of transformers with random weights, and the same in jaxllm."""
 
 import functools
+import tempfile
 
 import numpy as np
 import pytest
 
-from jaxllm import models, trees
-from jaxllm.models.families import model_config
-from jaxllm.models.families.hf_stacks import read
-from jaxllm.models.families.t5 import bart_names, t5_names
-from jaxllm.models.weights import names
-from jaxllm.models.weights.tensors import Tensor
+from jaxllm import models
+from jaxllm.models.weights import safetensors
+from tests import weights_helpers
 
 VOCAB = 60
 T5 = dict(
@@ -45,26 +43,10 @@ def pair(kind, scale=0.3):
     theirs.eval()
     for config in (theirs.config, theirs.generation_config):
         config.eos_token_id = None
-    section = read(theirs.config.to_dict() | {"model_type": kind}, False)
-    c = model_config(section, vocab=VOCAB, length=64 if kind == "bart" else 1)
-    return models.make(c), _params(c, kind, theirs), theirs
-
-
-def _params(c, kind, theirs):
-    table = (t5_names if kind == "t5" else bart_names)(c)
-    state = {name: x.detach().numpy() for name, x in theirs.state_dict().items()}
-    tensors = {
-        name: Tensor(x.shape, x.dtype, lambda index, x=x: x[tuple(index)])
-        for name, x in state.items()
-    }
-    infos, prefix = models.abstract_params(c), names.choose_prefix(table, tensors)
-    map_ = names.fill_in(table, infos, lambda _: range(c.layers), prefix)
-    return trees.unflatten(
-        {
-            path: names.read_slice(map_, tensors, path, [slice(0, n) for n in i.shape], i.shape)
-            for path, i in infos.items()
-        }
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        weights_helpers.save_theirs(theirs, folder)
+        c, _, params = weights_helpers.open_ours(safetensors.open_folder(folder))
+    return models.make(c), params, theirs
 
 
 def inputs(count=6, seed=1, low=2, high=20):

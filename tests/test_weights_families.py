@@ -30,15 +30,7 @@ def test_a_model_comes_in_and_goes_out_as_it_was(kind, number, tmp_path):
     assert np.abs(wanted).max() > 0.3  # logits of a model that is not all zeros
     assert helpers.largest_difference(found, wanted) <= 1e-4 * max(np.abs(wanted).max(), 1)
 
-    dtypes = {name: tensor.dtype for name, tensor in view.tensors.items()}
-    out = load.export(params, c, family, dtypes=dtypes)
-    safetensors.write_folder(out, tmp_path / "out", shard_bytes=6_000)
-    again = safetensors.open_folder(tmp_path / "out")
-    assert again.tensors.keys() == view.tensors.keys()
-    for name, tensor in view.tensors.items():
-        whole = tuple(slice(None) for _ in tensor.shape)
-        assert again.tensors[name].dtype == tensor.dtype
-        assert again.tensors[name].read(whole).tobytes() == tensor.read(whole).tobytes()
+    helpers.export_the_same(view, c, family, params, tmp_path / "out")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype="float32", experts_implementation="eager"
     )

@@ -16,12 +16,12 @@ import pytest
 from jaxllm import models, trees
 from jaxllm.models import cache as caches
 from jaxllm.models.config import resolve
-from jaxllm.models.families import model_config
 from jaxllm.models.weights import gguf, load, names, safetensors
-from jaxllm.models.weights.names import FLAT, OUT_IN, SAME, Entry, Names
+from jaxllm.models.weights.names import SAME, Entry, Names, linear, norm
 from jaxllm.models.weights.tensors import Tensor
 from jaxllm.tokenizers import chat
 from jaxllm.tokenizers.folder import from_folder
+from tests import weights_helpers
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
@@ -48,12 +48,8 @@ def package_file(name, end):
 def read(view, length):
     """(Model, params, tokenizer) of a View, for CPUs."""
     tokenizer = from_folder(view.files)
-    values = load.read_config(view, vocab=tokenizer.vocab_size)
-    c = model_config(values, vocab=tokenizer.vocab_size, length=length)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    places = dict.fromkeys(models.abstract_params(c), place)
-    model = models.make(models.for_platform(c, "cpu", length))
-    return model, load.load(view, c, values["family"], places), tokenizer
+    c, _, params = weights_helpers.open_ours(view, tokenizer.vocab_size, length)
+    return models.make(models.for_platform(c, "cpu", length)), params, tokenizer
 
 
 def rows(tokens):
@@ -184,18 +180,12 @@ def _parts(ours, theirs, attention):
     layer = theirs + ".layers.{layer}."
     for part, name in attention.items():
         for p in "qkvo":
-            at, there = f"{ours}layers/{part}/{p}", f"{layer}{name}.fc_{p}"
-            entries += [Entry(f"{there}.weight", (f"{at}/w",), OUT_IN)]
-            entries += [Entry(f"{there}.bias", (f"{at}/b",), FLAT)]
+            entries += linear(f"{layer}{name}.fc_{p}", f"{ours}layers/{part}/{p}")
     for p, name in (("up", "fc_1"), ("down", "fc_2")):
-        at, there = f"{ours}layers/mlp/{p}", f"{layer}positionwise_feedforward.{name}"
-        entries += [Entry(f"{there}.weight", (f"{at}/w",), OUT_IN)]
-        entries += [Entry(f"{there}.bias", (f"{at}/b",), FLAT)]
+        entries += linear(f"{layer}positionwise_feedforward.{name}", f"{ours}layers/mlp/{p}")
     norms = {"attn": "self_attn", "cross": "enc_attn", "mlp": "ff"}
     for part in (*attention, "mlp"):
-        at, there = f"{ours}layers/{part}_norm", f"{layer}{norms[part]}_layer_norm"
-        entries += [Entry(f"{there}.weight", (f"{at}/scale",), FLAT)]
-        entries += [Entry(f"{there}.bias", (f"{at}/bias",), FLAT)]
+        entries += norm(f"{layer}{norms[part]}_layer_norm", f"{ours}layers/{part}_norm")
     entries += [Entry(f"{theirs}.tok_embedding.weight", (f"{ours}embed",), SAME)]
     return [*entries, Entry(f"{theirs}.pos_embedding.weight", (f"{ours}position",), SAME)]
 
@@ -226,8 +216,7 @@ def annalog():
     c = models.for_platform(resolve(ANNALOG, vocab=len(ids), length=102), "cpu", 102)
     entries = _parts("encoder/", "encoder", {"attn": "self_attention"})
     entries += _parts("", "decoder", {"attn": "self_attention", "cross": "encoder_attention"})
-    entries += [Entry("decoder.fc_out.weight", ("head/w",), OUT_IN)]
-    entries += [Entry("decoder.fc_out.bias", ("head/b",), FLAT)]
+    entries += linear("decoder.fc_out", "head")
     infos = models.abstract_params(c)
     tensors = {n: Tensor(x.shape, x.dtype, lambda i, x=x: x[i]) for n, x in arrays.items()}
     map_ = names.fill_in(Names(tuple(entries)), infos, lambda path: range(3))

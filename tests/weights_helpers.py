@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.models.families import model_config
-from jaxllm.models.weights import load
+from jaxllm.models.weights import load, safetensors
 
 LENGTH = 20
 LAST = 13  # tokens of the second row; the rest is padding
@@ -183,13 +183,26 @@ def our_logits(c, params, tokens):
     )
 
 
-def open_ours(view):
+def open_ours(view, vocab=1, length=LENGTH):
     """Returns (ModelConfig, family, params on one device) of a View."""
-    values = load.read_config(view)
-    c = model_config(values, vocab=1, length=LENGTH)
+    values = load.read_config(view, vocab=vocab)
+    c = model_config(values, vocab=vocab, length=length)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     places = dict.fromkeys(models.abstract_params(c), place)
     return c, values["family"], load.load(view, c, values["family"], places)
+
+
+def export_the_same(view, c, family, params, folder, prefix=None):
+    """Writes params as a folder and asserts that its tensors are a View's, byte for byte."""
+    dtypes = {name: tensor.dtype for name, tensor in view.tensors.items()}
+    out = load.export(params, c, family, dtypes=dtypes, prefix=prefix)
+    safetensors.write_folder(out, folder, shard_bytes=6_000)
+    again = safetensors.open_folder(folder)
+    assert again.tensors.keys() == view.tensors.keys()
+    for name, tensor in view.tensors.items():
+        whole = tuple(slice(None) for _ in tensor.shape)
+        assert again.tensors[name].dtype == tensor.dtype
+        assert again.tensors[name].read(whole).tobytes() == tensor.read(whole).tobytes()
 
 
 def largest_difference(a, b):
