@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxllm.objectives.base import Loss
+from jaxllm.objectives.base import of_head
 from jaxllm.sharding import wire
 
 
@@ -48,11 +48,7 @@ def make(model, *, smoothing=0.0, class_weights=()):
     if any(not 0 <= weight < float("inf") for weight in class_weights):
         raise ValueError(f"class_weights={class_weights} must be numbers of at least 0.")
 
-    def loss(params, refs, batch, key=None):
-        del refs  # nothing frozen takes part
-        params = model.whole(params)
-        x_BTD, extra = model.hidden(params, batch, key)
-        logits_BC = model.task(params, x_BTD, batch)
+    def sums_of(logits_BC, batch):
         if class_weights and len(class_weights) != logits_BC.shape[-1]:
             raise ValueError(
                 f"class_weights has {len(class_weights)} numbers, the model {logits_BC.shape[-1]} "
@@ -64,6 +60,6 @@ def make(model, *, smoothing=0.0, class_weights=()):
             each_B *= jnp.array(class_weights, jnp.float32)[label_B]
         hit_B = jnp.argmax(logits_BC, axis=-1) == label_B
         sums = {"loss": jnp.sum(each_B), "accuracy": jnp.sum(hit_B * weight_B)}
-        return Loss(sums["loss"] + sum(extra.values()), jnp.sum(weight_B), sums | extra)
+        return sums, weight_B
 
-    return loss
+    return of_head(model, sums_of)

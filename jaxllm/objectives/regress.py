@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxllm.objectives.base import Loss
+from jaxllm.objectives.base import of_head
 from jaxllm.sharding import wire
 
 
@@ -25,11 +25,7 @@ def make(model, *, mean=0.0, scale=1.0):
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale={scale} must be above 0, such as 1.0.")
 
-    def loss(params, refs, batch, key=None):
-        del refs  # nothing frozen takes part
-        params = model.whole(params)
-        x_BTD, extra = model.hidden(params, batch, key)
-        found_B1 = model.task(params, x_BTD, batch)
+    def sums_of(found_B1, batch):
         if found_B1.shape[-1] != 1:
             raise ValueError(f"the model has {found_B1.shape[-1]} outputs; regression takes one.")
         error_B = found_B1[:, 0] - (batch["label"] - mean) / scale
@@ -38,6 +34,6 @@ def make(model, *, mean=0.0, scale=1.0):
             "loss": jnp.sum(jnp.square(error_B) * weight_B),
             "absolute": jnp.sum(jnp.abs(error_B) * weight_B) * scale,
         }
-        return Loss(sums["loss"] + sum(extra.values()), jnp.sum(weight_B), sums | extra)
+        return sums, weight_B
 
-    return loss
+    return of_head(model, sums_of)

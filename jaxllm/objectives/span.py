@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxllm.objectives.base import Loss
+from jaxllm.objectives.base import of_head
 from jaxllm.objectives.classify import entropy
 from jaxllm.sharding import wire
 
@@ -22,16 +22,13 @@ def make(model):
         accuracy (both are the likeliest), the routers' losses.
     """
 
-    def loss(params, refs, batch, key=None):
-        del refs  # nothing frozen takes part
-        params = model.whole(params)
-        x_BTD, extra = model.hidden(params, batch, key)
+    def sums_of(logits_BT2, batch):
         real_BT1 = wire.join(batch["segment"])[..., None] > 0
-        logits_BT2 = jnp.where(real_BT1, wire.join(model.task(params, x_BTD, batch)), NEVER)
+        logits_BT2 = jnp.where(real_BT1, wire.join(logits_BT2), NEVER)
         logits_B2T, weight_B = jnp.swapaxes(logits_BT2, 1, 2), wire.share(batch["weight"])
         each_B = jnp.mean(entropy(logits_B2T, batch["span"]), axis=-1)
         hit_B = jnp.all(jnp.argmax(logits_B2T, axis=-1) == batch["span"], axis=-1)
         sums = {"loss": jnp.sum(each_B * weight_B), "accuracy": jnp.sum(hit_B * weight_B)}
-        return Loss(sums["loss"] + sum(extra.values()), jnp.sum(weight_B), sums | extra)
+        return sums, weight_B
 
-    return loss
+    return of_head(model, sums_of)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxllm.objectives.base import Loss
+from jaxllm.objectives.base import of_head
 from jaxllm.objectives.classify import check_smoothing, entropy
 
 
@@ -23,17 +23,13 @@ def make(model, *, smoothing=0.0):
     """
     check_smoothing(smoothing)
 
-    def loss(params, refs, batch, key=None):
-        del refs  # nothing frozen takes part
-        params = model.whole(params)
-        x_BTD, extra = model.hidden(params, batch, key)
-        logits_BTC = model.task(params, x_BTD, batch)
+    def sums_of(logits_BTC, batch):
         weight_BT, target_BT = batch["weight"], batch["targets"]
         hit_BT = jnp.argmax(logits_BTC, axis=-1) == target_BT
         sums = {
             "loss": jnp.sum(entropy(logits_BTC, target_BT, smoothing) * weight_BT),
             "accuracy": jnp.sum(hit_BT * weight_BT),
         }
-        return Loss(sums["loss"] + sum(extra.values()), jnp.sum(weight_BT), sums | extra)
+        return sums, weight_BT
 
-    return loss
+    return of_head(model, sums_of)
