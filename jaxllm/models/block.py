@@ -89,7 +89,6 @@ class Block(nnx.Module):
             cache: None, or this layer's, as `cache.make` has it.
         """
         keys, losses = split_keys(key, 2 if self.cross is None else 3), {}
-        crossed = {}  # what a cache keeps of the encoder's memory
 
         def attend(y_BTD):
             if not attends:
@@ -107,23 +106,6 @@ class Block(nnx.Module):
             )
             return dropout(y_BTD, self.rate, keys[0], context.index_BT), new
 
-        def look(y_BTD):
-            y_BTD, memory = wire.join(y_BTD), context.memory
-            segment_BT = context.rows.query_segment_BT
-            if cache is None:
-                # All of a token's own document: none stands before or behind another.
-                zeros = jnp.zeros_like(segment_BT), jnp.zeros_like(memory.segment_BS)
-                rows = Rows(*zeros, segment_BT, memory.segment_BS)
-                y_BTD, _ = self.cross(y_BTD, None, rows, context.shard, memory_BSD=memory.x_BSD)
-            else:
-                if memory.x_BSD is None:
-                    held = {name: cache[name] for name in caches.OF_MEMORY}
-                else:
-                    held = self.cross.remember(memory.x_BSD)
-                crossed.update(held)
-                y_BTD = self.cross.recall(y_BTD, held, memory.segment_BS)
-            return dropout(y_BTD, self.rate, keys[2], context.index_BT)
-
         def feed(y_BTD):
             y_BTD = wire.join(y_BTD)
             if sparse:
@@ -140,7 +122,8 @@ class Block(nnx.Module):
                 return self.attn_norm(x_BTD + y_BTD + feed(x_BTD)), new, losses
             x_BTD = self.attn_norm(x_BTD + y_BTD)
             if self.cross is not None:
-                x_BTD = self.cross_norm(x_BTD + look(x_BTD))
+                y_BTD, crossed = self._look(x_BTD, context, keys[2], cache)
+                x_BTD = self.cross_norm(x_BTD + y_BTD)
                 new = {**new, **crossed} if crossed else new
             return self.mlp_norm(x_BTD + feed(x_BTD)), new, losses
         h_BTD = x_BTD if self.attn_norm is None else self.attn_norm(x_BTD)
@@ -152,8 +135,26 @@ class Block(nnx.Module):
         y_BTD = y_BTD if self.attn_out_norm is None else self.attn_out_norm(y_BTD)
         x_BTD = keep(x_BTD + y_BTD)
         if self.cross is not None:
-            x_BTD = keep(x_BTD + look(self.cross_norm(x_BTD)))
+            y_BTD, crossed = self._look(self.cross_norm(x_BTD), context, keys[2], cache)
+            x_BTD = keep(x_BTD + y_BTD)
             new = {**new, **crossed} if crossed else new
         y_BTD = feed(x_BTD if self.mlp_norm is None else self.mlp_norm(x_BTD))
         y_BTD = y_BTD if self.mlp_out_norm is None else self.mlp_out_norm(y_BTD)
         return x_BTD + y_BTD, new, losses
+
+    def _look(self, y_BTD, context, key, cache):
+        """Attention to an encoder's memory. Returns (y_BTD, what a cache keeps of the memory)."""
+        y_BTD, memory, held = wire.join(y_BTD), context.memory, {}
+        if cache is None:
+            segment_BT = context.rows.query_segment_BT
+            # All of a token's own document: none stands before or behind another.
+            zeros = jnp.zeros_like(segment_BT), jnp.zeros_like(memory.segment_BS)
+            rows = Rows(*zeros, segment_BT, memory.segment_BS)
+            y_BTD, _ = self.cross(y_BTD, None, rows, context.shard, memory_BSD=memory.x_BSD)
+        else:
+            if memory.x_BSD is None:
+                held = {name: cache[name] for name in caches.OF_MEMORY}
+            else:
+                held = self.cross.remember(memory.x_BSD)
+            y_BTD = self.cross.recall(y_BTD, held, memory.segment_BS)
+        return dropout(y_BTD, self.rate, key, context.index_BT), held

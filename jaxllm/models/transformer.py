@@ -63,14 +63,13 @@ class Stack(nnx.Module):
 
     def __init__(self, c, *, table=True, rngs):
         self.c = c
-        normal = jax.nn.initializers.truncated_normal
-        std = LOGIT_STD * c.width**-0.5 if c.tied else 0.02
 
         def make_table(std, rows, axis):
-            return make_param(normal(std), rngs.params(), (rows, c.width), (axis, "embed"))
+            normal = jax.nn.initializers.truncated_normal(std)
+            return make_param(normal, rngs.params(), (rows, c.width), (axis, "embed"))
 
-        std = LOGIT_STD if c.tied and c.head_scale else std
-        self.embed = make_table(std, c.vocab, "vocab") if table else None
+        of_head = LOGIT_STD if c.head_scale else LOGIT_STD * c.width**-0.5
+        self.embed = make_table(of_head if c.tied else 0.02, c.vocab, "vocab") if table else None
         learned, rows = c.position == "learned", c.position_offset + c.positions
         self.position = make_table(0.02, rows, "positions") if learned else None
         self.types = make_table(0.02, c.token_types, "types") if c.token_types else None
