@@ -5,6 +5,20 @@ import math
 
 from jaxllm.config import ConfigError
 
+POSITIVE = (
+    "layers",
+    "width",
+    "mlp_width",
+    "heads",
+    "kv_heads",
+    "head_width",
+    "vocab",
+    "pipeline_rounds",
+    "experts_per_token",
+    "moe_every",
+    "labels",
+    "conv_width",
+)
 NOT_NEGATIVE = (
     "norm_eps",
     "rope_base",
@@ -43,21 +57,28 @@ def check(c, values, vocab, length):
         vocab: size of the tokenizer's vocabulary.
         length: tokens in a row of training data.
     """
+    _check_ranges(c)
+    _check_heads(c, values)
+    _check_pattern(c)
+    _check_assembly(c)
+    _check_data(c, vocab, length)
+    _check_rotation(c)
+    _check_stretch(c)
+    if not 0 <= c.dropout < 1:
+        raise ConfigError(
+            f"config.model.dropout={c.dropout} must be in [0, 1).\n"
+            "  Try --config.model.dropout=0.1."
+        )
+    if c.norm == "rms" and c.norm_bias:
+        raise ConfigError(
+            "config.model.norm_bias=True needs norm='layer'.\n  Try --config.model.norm=layer."
+        )
+
+
+def _check_ranges(c):
+    """Raises ConfigError for numbers below the least that they may be."""
     default = {field.name: field.default for field in dataclasses.fields(c)}
-    for name in (
-        "layers",
-        "width",
-        "mlp_width",
-        "heads",
-        "kv_heads",
-        "head_width",
-        "vocab",
-        "pipeline_rounds",
-        "experts_per_token",
-        "moe_every",
-        "labels",
-        "conv_width",
-    ):
+    for name in POSITIVE:
         if getattr(c, name) < 1:
             good = math.gcd(c.width, default[name]) if name == "heads" else default[name]
             raise ConfigError(
@@ -70,6 +91,10 @@ def check(c, values, vocab, length):
                 f"config.model.{name}={getattr(c, name)} must not be negative.\n"
                 f"  Try --config.model.{name}={default[name]}."
             )
+
+
+def _check_heads(c, values):
+    """Raises ConfigError for heads that do not divide what is split over them."""
     if not values.get("head_width") and c.width % c.heads:
         nearest = max(n for n in range(1, c.heads + 1) if c.width % n == 0)
         raise ConfigError(
@@ -83,8 +108,10 @@ def check(c, values, vocab, length):
             f"config.model.kv_heads={c.kv_heads} does not divide heads={c.heads}.\n"
             f"  Try --config.model.kv_heads={nearest}."
         )
-    _check_pattern(c)
-    _check_assembly(c)
+
+
+def _check_data(c, vocab, length):
+    """Raises ConfigError for a model with fewer positions or tokens than its data."""
     if length > c.positions:
         raise ConfigError(
             f"config.data.length={length} is longer than config.model.positions={c.positions}.\n"
@@ -95,6 +122,10 @@ def check(c, values, vocab, length):
             f"config.model.vocab={c.vocab} is smaller than the tokenizer's {vocab}.\n"
             f"  Try --config.model.vocab={math.ceil(vocab / 64) * 64}, or 0 for the tokenizer's."
         )
+
+
+def _check_rotation(c):
+    """Raises ConfigError for a part of a head that cannot be rotated."""
     if c.rope_fraction > 1:
         raise ConfigError(
             f"config.model.rope_fraction={c.rope_fraction} must be at most 1.\n"
@@ -105,16 +136,6 @@ def check(c, values, vocab, length):
             f"config.model.head_width={c.head_width} with rope_fraction={c.rope_fraction} rotates "
             f"an odd number of dimensions ({int(c.head_width * c.rope_fraction)}).\n"
             f"  Try --config.model.head_width={c.head_width + 1}."
-        )
-    _check_stretch(c)
-    if not 0 <= c.dropout < 1:
-        raise ConfigError(
-            f"config.model.dropout={c.dropout} must be in [0, 1).\n"
-            "  Try --config.model.dropout=0.1."
-        )
-    if c.norm == "rms" and c.norm_bias:
-        raise ConfigError(
-            "config.model.norm_bias=True needs norm='layer'.\n  Try --config.model.norm=layer."
         )
 
 
