@@ -27,6 +27,10 @@ def get_config(arg=None):
     c.model = dict(family="llama", size="")
     c.model.update({name: placeholder(type(default)) for name, default in FIELDS.items()})
 
+    # What of the model is trained: full, or with what is frozen being init_from's lora, qlora,
+    # prompt, prefix, adapter, ia3. jaxllm.finetune.METHODS
+    c.finetune = dict(kind="full")
+
     c.tokenizer = dict(kind="char")  # byte, char, sentencepiece, hf: jaxllm.tokenizers
     c.data = ConfigDict()
     # {name: source}; jaxllm.data.SOURCES has the kinds; weight: share of the rows; max_epochs: how

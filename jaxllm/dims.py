@@ -10,6 +10,7 @@
 | E, C   | experts, places at an expert | expert, -        |
 | W      | a second model width   | -                      |
 | Y      | outputs of a task's head | -                    |
+| R      | rank of an adapter     | -                      |
 
 Local arrays end in their letters (`x_BTD`); einsum strings use the same capitals.
 """
@@ -32,10 +33,14 @@ AXIS_OF_LETTER = {
     "C": "places",
     "W": "width",
     "Y": "labels",
+    "R": "rank",
 }
 
 # The router of a mixture scores all experts on every device: its axis is not that of experts.
-LOGICAL_AXES = frozenset(AXIS_OF_LETTER.values()) | {"router", "types", "buckets", "taps"}
+LOGICAL_AXES = frozenset(AXIS_OF_LETTER.values()) | {
+    *("router", "types", "buckets", "taps"),
+    *("prompt", "codes", "groups"),  # of adapters and of quantized weights
+}
 
 
 class ParamInfo(NamedTuple):
@@ -66,5 +71,5 @@ class ParamInfo(NamedTuple):
 
     @property
     def is_table(self):
-        """Whether its rows are looked up by an index: tokens, positions, types."""
-        return len(self.axes) == 2 and self.axes[0] in ("vocab", "positions", "types")
+        """Whether its rows are looked up by an index: tokens, positions, types, a prompt's."""
+        return len(self.axes) == 2 and self.axes[0] in ("vocab", "positions", "types", "prompt")

@@ -13,7 +13,7 @@ from absl import flags
 from jaxllm import cli, data
 from jaxllm.config import ConfigError
 from jaxllm.evals import tasks
-from jaxllm.training import fits, processes, reopen
+from jaxllm.training import fits, processes, records, reopen
 from jaxllm.training.validate import validate
 
 
@@ -32,7 +32,7 @@ def main(file, overrides):
     f = flags.FLAGS
     if f.split not in ("validation", "train"):
         raise ConfigError(f"--split={f.split!r} is unknown. Known: validation, train.")
-    config = reopen.load_config(f.workdir, overrides)
+    config = records.load_config(f.workdir, overrides)
     cli.start(config)
     processes.join(*cli.process_flags())
     trained = reopen.open_trained(f.workdir, overrides, f.step)
@@ -44,8 +44,9 @@ def main(file, overrides):
     )
     batch = config.validate.batch
     kind, params = config.objective.kind, trained.params
+    own, refs = trained.own, trained.refs
     told = dict(of_text=kind == "lm", whole=fits.reads_whole(config))
-    metrics = validate(run.evaluate, source, run.mesh, params, batch=batch, **told)
+    metrics = validate(run.evaluate, source, run.mesh, own, refs, batch=batch, **told)
     if kind in tasks.TASKS:
         more = (source, run.mesh, run.tokenizer, batch)
         metrics |= tasks.evaluate(kind, run.model, params, *more)

@@ -33,7 +33,7 @@ from jaxllm.corpus.executors import EXECUTORS
 from jaxllm.corpus.quality import RULES
 from jaxllm.data import SOURCES, DataError
 from jaxllm.tokenizers import TOKENIZERS
-from jaxllm.training import origins, reopen, replay
+from jaxllm.training import origins, records, replay
 
 # Sections with a `kind`: (table of factories, fields of the section that are not the factory's).
 KINDS = {
@@ -65,7 +65,7 @@ def main(file, overrides):
     if f.explain:
         print(origins.page(f.explain, f.step))
         if f.replay:
-            cli.start(reopen.load_config(f.explain))
+            cli.start(records.load_config(f.explain))
             print(replay.page(f.explain, f.step))
         return 0
     if f.documents and not directories:

@@ -28,7 +28,7 @@ from jaxllm.context import command, embed
 from jaxllm.models import generate
 from jaxllm.tokenizers import TokenizerError
 from jaxllm.tokenizers import chat as chats
-from jaxllm.training import reopen
+from jaxllm.training import records, reopen
 
 PLAIN = chats.ChatTemplate(
     "{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] }}\n"
@@ -168,7 +168,7 @@ def main(file, overrides):
     f = flags.FLAGS
     how = way(f)
     prompts, framed = read_prompts(f), command.wanted(f)
-    cli.start(reopen.load_config(f.workdir, overrides))
+    cli.start(records.load_config(f.workdir, overrides))
     trained = reopen.open_trained(f.workdir, overrides, f.step)
     how = how._replace(start=data.get(trained.run.config.data, "start"))
     draft, others = open_others(f, trained)

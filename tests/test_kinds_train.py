@@ -33,9 +33,10 @@ def final_loss(tmp_path, *overrides):
     state, losses = bench.train(run, run.create(place_key(run.mesh, 0)), last=STEPS)
     assert abs(losses[0] - 4.174) < 0.1  # ln 65
     batch = config.validate.batch
-    return validate(run.evaluate, run.validation, run.mesh, state.params, batch=batch, batches=7)[
-        "loss"
-    ]
+    found = validate(
+        run.evaluate, run.validation, run.mesh, state.params, {}, batch=batch, batches=7
+    )
+    return found["loss"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from jaxllm import data, tokenizers
-from jaxllm.training import reopen, setup
+from jaxllm.training import records, setup
 
 BATCH = 64
 
@@ -25,7 +25,7 @@ BATCH = 64
 def batches(workdir, split):
     """Returns (config, tokenizer, list of batches of a split as validation reads them)."""
     place = pathlib.Path(workdir)
-    config = reopen.load_config(place)
+    config = records.load_config(place)
     tokenizer = tokenizers.load(place / "tokenizer")
     source = data.open_split(
         config.data, tokenizer, place / "data", split, config.seed,

@@ -28,6 +28,7 @@ class Model(NamedTuple):
 
     Attributes:
         config: what it is made of.
+        infos: {path: ParamInfo} of its parameters.
         init: key -> params, nested dicts of float32 arrays.
         whole: params -> params in the dtype of the computation (norms, biases and routers in their
             own), those outside the layers whole over the devices that share them; what the others
@@ -46,9 +47,12 @@ class Model(NamedTuple):
             so that attention needs only the new keys; last: only the logits of each row's last
             token, [B, 1, V]. Of an encoder-decoder the first call has the inputs, too, those that
             go on from it have not.
+        lead: places at the start of every document that stand for no token, but for what a soft
+            prompt or a prefix has there.
     """
 
     config: ModelConfig
+    infos: dict
     init: Callable
     whole: Callable
     hidden: Callable
@@ -57,6 +61,7 @@ class Model(NamedTuple):
     task: Callable
     apply: Callable
     extend: Callable
+    lead: int = 0
 
 
 def place_nowhere(x, *axes):
@@ -64,10 +69,18 @@ def place_nowhere(x, *axes):
     return x
 
 
+def _module(c, rewrite, key):
+    """The module, with what a fine-tuning method puts into it."""
+    module = Transformer(c, rngs=nnx.Rngs(params=key))
+    if rewrite is not None:
+        rewrite(module, jax.random.fold_in(key, 1))
+    return module
+
+
 @functools.lru_cache
-def _abstract_module(c):
+def _abstract_module(c, rewrite):
     """The module with shapes in place of arrays; only ever read."""
-    return nnx.eval_shape(lambda: Transformer(c, rngs=nnx.Rngs(params=0)))
+    return nnx.eval_shape(lambda: _module(c, rewrite, jax.random.key(0)))
 
 
 def for_platform(c, platform, length, devices=1):
@@ -95,15 +108,17 @@ def for_platform(c, platform, length, devices=1):
     return dataclasses.replace(c, unroll=unroll, products=products, attention=kernel)
 
 
-def make(c, shard=place_nowhere, gather=is_whole):
+def make(c, shard=place_nowhere, gather=is_whole, rewrite=None):
     """Returns the `Model` of a ModelConfig.
 
     Args:
         c: resolved configuration.
         shard: function (x, *logical axes) -> x that places an activation on the mesh.
         gather: function (path, parameter) -> parameter, whole over the devices that share rows.
+        rewrite: None, or a hashable function (module, key) that puts parts of `adapters` into a
+            `Transformer` and weights into fewer bits; its attribute `lead` is the model's.
     """
-    graph, state, rest = nnx.split(_abstract_module(c), nnx.Param, ...)
+    graph, state, rest = nnx.split(_abstract_module(c, rewrite), nnx.Param, ...)
 
     def module(params):
         filled = jax.tree.map(lambda leaf: leaf, state)
@@ -111,9 +126,9 @@ def make(c, shard=place_nowhere, gather=is_whole):
         return nnx.merge(graph, filled, rest)
 
     def init(key):
-        return nnx.to_pure_dict(nnx.state(Transformer(c, rngs=nnx.Rngs(params=key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(_module(c, rewrite, key), nnx.Param))
 
-    infos = abstract_params(c)
+    infos = abstract_params(c, rewrite)
 
     def whole(params):
         def one(path, x):
@@ -155,17 +170,19 @@ def make(c, shard=place_nowhere, gather=is_whole):
             x_BTD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
         return logits(params, x_BTD), cache
 
-    return Model(c, init, whole, hidden, logits, scores, task, apply, extend)
+    lead = getattr(rewrite, "lead", 0)
+    return Model(c, infos, init, whole, hidden, logits, scores, task, apply, extend, lead)
 
 
 @functools.lru_cache
-def abstract_params(c):
+def abstract_params(c, rewrite=None):
     """Every parameter of a model as {path: ParamInfo}, allocating nothing.
 
-    Initialisation, sharding rules, optimizers, counts and name maps all start here.
+    Initialisation, sharding rules, optimizers, counts and name maps all start here. Arguments as
+    of `make`.
     """
     infos = {}
-    for path, variable in nnx.to_flat_state(nnx.state(_abstract_module(c), nnx.Param)):
+    for path, variable in nnx.to_flat_state(nnx.state(_abstract_module(c, rewrite), nnx.Param)):
         stacked = ("layers",) if "layers" in path else ()
         metadata = variable.get_metadata()
         infos["/".join(map(str, path))] = ParamInfo(

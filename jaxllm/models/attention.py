@@ -244,6 +244,7 @@ class Attention(nnx.Module):
         sinusoids = c.position == "sinusoids" and not cross
         self.distance = Sinusoids(c, rngs=rngs) if sinusoids else None
         self.rotate = rotate_by_product if c.products == "direct" else rotate
+        self.prefix = None  # see `adapters.Prefix`
         self.window, self.first = c.window, c.window_first
         self.group, self.kv_heads = c.group, c.kv_heads
         self.scale, self.cap = c.query_scale, c.attention_softcap
@@ -284,6 +285,8 @@ class Attention(nnx.Module):
             bias = bias * self.scale
         if angles is not None:
             q_BTNH, k_BSKH = self.rotate(q_BTNH, angles), self.rotate(k_BSKH, angles)
+        if self.prefix is not None:
+            k_BSKH, v_BSKH = self.prefix(k_BSKH, v_BSKH, rows.key_position_BS, only)
         # Scaled here, where it costs nothing, and not by the kernel.
         q_BTNH, k_BSKH, v_BSKH = keep(q_BTNH * self.scale), keep(k_BSKH), keep(v_BSKH)
         q_BTNH = shard(q_BTNH, "batch", "length", "heads", "head")

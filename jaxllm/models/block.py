@@ -39,6 +39,7 @@ class Context(NamedTuple):
             places of queries and keys that gives it; with position="sinusoids" these places, of
             which each layer makes its own; or None.
         memory: `Memory` of an encoder, or None.
+        prefix: what `adapters.PrefixSource` gives, or None.
     """
 
     index_BT: Any
@@ -49,6 +50,7 @@ class Context(NamedTuple):
     gather: Any
     bias: Any = None
     memory: Any = None
+    prefix: Any = None
 
 
 class Block(nnx.Module):
@@ -68,6 +70,7 @@ class Block(nnx.Module):
             self.mlp = Mlp(c, c.mlp_width, rngs=rngs)
         elif c.moe_every == 1:
             self.moe = Moe(c, rngs=rngs)
+        self.attn_adapter = self.mlp_adapter = None  # see `adapters.Bottleneck`
         self.place, self.parallel, self.rate = c.norm_place, c.parallel, c.dropout
         two, before = not c.parallel, c.norm_place != "out"
         after = c.norm_place in ("around", "out")
@@ -91,20 +94,20 @@ class Block(nnx.Module):
         keys, losses = split_keys(key, 2 if self.cross is None else 3), {}
 
         def attend(y_BTD):
-            if not attends:
+            if attends:
+                y_BTD, new = self.attn(
+                    wire.join(y_BTD),
+                    context.angles[windowed],
+                    context.rows,
+                    context.shard,
+                    windowed=windowed,
+                    cache=None if cache is None else (cache, context.at),
+                    bias=context.bias,
+                )
+            else:
                 y_BTD, new = self.recurrence(wire.join(y_BTD), context.rows, context.shard, cache)
-                return dropout(y_BTD, self.rate, keys[0], context.index_BT), new
-            held = None if cache is None else (cache, context.at)
-            y_BTD, new = self.attn(
-                wire.join(y_BTD),
-                context.angles[windowed],
-                context.rows,
-                context.shard,
-                windowed=windowed,
-                cache=held,
-                bias=context.bias,
-            )
-            return dropout(y_BTD, self.rate, keys[0], context.index_BT), new
+            y_BTD = dropout(y_BTD, self.rate, keys[0], context.index_BT)
+            return y_BTD if self.attn_adapter is None else self.attn_adapter(y_BTD), new
 
         def feed(y_BTD):
             y_BTD = wire.join(y_BTD)
@@ -114,7 +117,8 @@ class Block(nnx.Module):
                 losses.update(found)
             else:
                 y_BTD = self.mlp(y_BTD, context.shard)
-            return dropout(y_BTD, self.rate, keys[1], context.index_BT)
+            y_BTD = dropout(y_BTD, self.rate, keys[1], context.index_BT)
+            return y_BTD if self.mlp_adapter is None else self.mlp_adapter(y_BTD)
 
         if self.place == "post":  # x = norm(x + f(x)), as in the 2017 transformer
             y_BTD, new = attend(x_BTD)

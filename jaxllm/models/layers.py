@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.dims import AXIS_OF_LETTER
 from jaxllm.models import narrow
+from jaxllm.models.quantized import Quantized
 from jaxllm.sharding import wire
 
 ACTIVATIONS = {
@@ -64,6 +65,7 @@ class Projection(nnx.Module):
         init = jax.nn.initializers.truncated_normal(fan_in**-0.5 if std is None else std)
         shape = tuple(sizes[a] for a in self.letters)
         self.w = make_param(init, rngs.params(), shape, axes, inputs if hidden else ())
+        self.lora = self.scale_in = self.scale_out = None  # see `adapters`
         shape = tuple(sizes[a] for a in self.made)
         axes = [AXIS_OF_LETTER[a] for a in self.made]
         self.b = make_param(ZEROS, rngs.params(), shape, axes) if bias else None
@@ -76,23 +78,39 @@ class Projection(nnx.Module):
             only: (first, count) of the weight's second dimension that are asked for; None for all.
             sizes: where x is [M, …], sorted by the weights of a stack: how many each has, int32[E].
         """
-        x, w = x.astype(self.dtype), self.w[...]
-        w = w if narrow.is_narrow(w, self.dtype) else w.astype(self.dtype)
-        b = None if self.b is None else self.b[...].astype(self.dtype)
-        if only:
-            w = jax.lax.dynamic_slice_in_dim(w, *only, axis=1)
-            b = None if b is None else jax.lax.dynamic_slice_in_dim(b, *only, axis=0)
-        if sizes is not None:
-            y = jax.lax.ragged_dot(x, w, sizes)
-        elif self.stacked:
-            y = jnp.einsum(f"{self.x},{self.letters}->{self.out}", x, w)
+        x = x.astype(self.dtype)
+        x = x if self.scale_in is None else self.scale_in(x, sizes=sizes)
+        if isinstance(self.w, Quantized):
+            # Made dense anew in the backward pass: else all layers' weights would be kept so.
+            y = jax.checkpoint(lambda x: self._multiply(x, self._weight(only), sizes))(x)
         else:
-            y = self._multiply(x, w)
+            y = self._multiply(x, self._weight(only), sizes)
+        if self.lora is not None:
+            y = self.lora(self, x, y, self._weight, only, sizes)
         y = wire.sum_parts(y) if self.sums else y
-        return y if b is None else y + b
+        if self.b is not None:
+            b = self.b[...].astype(self.dtype)
+            y = y + (jax.lax.dynamic_slice_in_dim(b, *only, axis=0) if only else b)
+        return y if self.scale_out is None else self.scale_out(y, only, sizes)
 
-    def _multiply(self, x, w):
-        contracted = len(self.contracted)
+    def _weight(self, only):
+        """The weight in the dtype of the computation, or the part of it that is asked for."""
+        if isinstance(self.w, Quantized):
+            w = self.w.dense(self.dtype)
+        else:
+            w = self.w[...]
+            w = w if narrow.is_narrow(w, self.dtype) else w.astype(self.dtype)
+        return jax.lax.dynamic_slice_in_dim(w, *only, axis=1) if only else w
+
+    def _multiply(self, x, w, sizes):
+        if sizes is not None:
+            return jax.lax.ragged_dot(x, w, sizes)
+        if self.stacked:
+            return jnp.einsum(f"{self.x},{self.letters}->{self.out}", x, w)
+        return self.multiply(x, w, len(self.contracted))
+
+    def multiply(self, x, w, contracted):
+        """Contracts the last axes of x with the first of w, in the way of this platform."""
         if narrow.is_narrow(w, self.dtype):
             return narrow_product(x, w, contracted)
         return flat_product(x, w, contracted) if self.flat else jnp.tensordot(x, w, contracted)
@@ -283,18 +301,25 @@ def split_keys(key_B, count):
     return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, count))(key_B), 0, 1)
 
 
-def dropout(x_BTD, rate, key_B, index_BT):
-    """Zeroes a fraction `rate` of x and scales up the rest; does nothing without keys.
+def dropout(x, rate, key_B, index_BT, split=False):
+    """Zeroes a fraction `rate` of x [B, T, …] and scales up the rest; does nothing without keys.
 
     Each token has its own key, made of its row's and its index in the row, so that what is dropped
     depends on neither devices nor pieces.
+
+    Args:
+        split: whether axis 2 is this device's part of what is split over `tensor`.
     """
     if key_B is None or rate == 0:
-        return x_BTD
+        return x
+    parts, own = wire.size("tensor") if split else 1, x.shape[2]
+    shape = (own * parts, *x.shape[3:])
 
     def of_token(key, index):
-        return jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, x_BTD.shape[2:])
+        return jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, shape)
 
-    index_BT = jnp.broadcast_to(index_BT, x_BTD.shape[:2])
+    index_BT = jnp.broadcast_to(index_BT, x.shape[:2])
     keep = jax.vmap(jax.vmap(of_token, (None, 0)))(key_B, index_BT)
-    return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)
+    if parts > 1:
+        keep = jax.lax.dynamic_slice_in_dim(keep, wire.index("tensor") * own, own, axis=2)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

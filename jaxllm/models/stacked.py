@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.models import pipeline
+from jaxllm.models import adapters, pipeline
 from jaxllm.models.block import Context
 from jaxllm.models.cache import Apart, is_apart
 from jaxllm.models.layers import KEPT, split_keys
@@ -65,12 +65,13 @@ def run_layers(c, stacked, x_BTD, context, key, cache):
     layers = c.layers // wire.size("stage") // c.pipeline_rounds  # a chunk
 
     def chunk(x_BTD, shared, weights, number):
-        index_BT, rows, angles, key = shared
+        index_BT, rows, angles, key, prefix = shared
         per_layer = {"weights": weights}
         if key is not None:
             keys = split_keys(key, c.layers)
             per_layer["key"] = jax.lax.dynamic_slice_in_dim(keys, number * layers, layers)
-        here = Context(index_BT, rows, angles, None, context.shard, is_whole)
+        prefix = None if prefix is None else prefix[0]
+        here = Context(index_BT, rows, angles, None, context.shard, is_whole, prefix=prefix)
         x_BTD, (_, losses) = _scan_layers(c, graph, x_BTD, here, per_layer, layers)
         return x_BTD, losses
 
@@ -79,6 +80,11 @@ def run_layers(c, stacked, x_BTD, context, key, cache):
         lambda a: jnp.broadcast_to(a, (B, *a.shape[1:])),
         (context.index_BT, context.rows, context.angles, key),
     )
+    if context.prefix is not None:  # the same for all rows
+        prefix = jnp.broadcast_to(context.prefix, (B, *context.prefix.shape))
+        shared = (*shared, prefix)
+    else:
+        shared = (*shared, None)
     options = dict(pieces=c.pipeline_pieces or B, rounds=c.pipeline_rounds)
     if c.remat != "none":  # every layer's input, and what the layers keep themselves
         inputs = jax.checkpoint_policies.save_only_these_names(INPUT)
@@ -110,6 +116,7 @@ def _scan_layers(c, graph, x_BTD, context, per_layer, layers):
             x_BTD = checkpoint_name(x_BTD, INPUT)
         block = nnx.merge(graph, _gather_layers(context.gather, layer["weights"]))
         held, dropped = layer.get("cache"), layer.get("key")
+        adapters.inform(block, dropped, context.index_BT, context.prefix)
         kinds = dict(windowed=windowed, sparse=sparse, attends=attends)
         x_BTD, new, losses = block(x_BTD, context, key=dropped, cache=held, **kinds)
         return context.shard(x_BTD, "batch", "length", "embed"), (new, losses)

@@ -74,6 +74,7 @@ class Stack(nnx.Module):
         self.position = make_table(0.02, rows, "positions") if learned else None
         self.types = make_table(0.02, c.token_types, "types") if c.token_types else None
         self.query = make_table(0.02, 1, "types") if c.two_streams else None
+        self.prompt = self.prefix_source = None  # see `adapters`
         self.embed_norm = Norm(c, c.width, "D", rngs=rngs) if c.embed_norm else None
         self.distance = Buckets(c, rngs=rngs) if c.position == "buckets" else None
         keys = jax.random.split(rngs.params(), c.layers)
@@ -116,6 +117,7 @@ class Stack(nnx.Module):
         c, keys = self.c, split_keys(key, 2)
         batch = {"index": jnp.arange(batch["tokens"].shape[1], dtype=jnp.int32)[None], **batch}
         x_BTD = self._look_up(shard(table_VD, "vocab", "embed"), batch["tokens"])
+        x_BTD = x_BTD if self.prompt is None else self.prompt(x_BTD, batch["position"])
         if c.embed_scale:
             x_BTD = x_BTD * jnp.asarray(c.width**0.5, c.dtype)
         if "order" in batch:  # the second stream does not know the tokens that it stands for
@@ -174,7 +176,8 @@ class Stack(nnx.Module):
             bias = self.distance(whole_BT, whole_BT) if cache is None else self.distance
         elif c.position == "sinusoids":
             bias = whole_BT, whole_BT
-        return Context(index_BT, rows, angles, at, shard, gather, bias, memory), cache
+        prefix = None if self.prefix_source is None else self.prefix_source()
+        return Context(index_BT, rows, angles, at, shard, gather, bias, memory, prefix), cache
 
 
 class Transformer(Stack):

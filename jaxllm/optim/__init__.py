@@ -1,5 +1,8 @@
 """Optimizers and schedules: two tables, and one function that reads `config.optim`."""
 
+import math
+import re
+
 import optax
 
 from jaxllm.config import make
@@ -49,7 +52,7 @@ def make_schedule(section, steps):
     return make(SCHEDULES, section, "schedule", steps)
 
 
-def make_optimizer(section, schedule, infos, ignore=()):
+def make_optimizer(section, schedule, infos, ignore=(), factors=()):
     """Makes the optimizer that `config.optim` describes.
 
     Args:
@@ -59,6 +62,7 @@ def make_optimizer(section, schedule, infos, ignore=()):
         schedule: a `Schedule`.
         infos: {path: ParamInfo} of every parameter that the tree will have.
         ignore: names in the section that are for others, such as gradient clipping.
+        factors: ((regular expression, factor), …) of learning rates, of paths searched, besides.
 
     Returns:
         optax.GradientTransformation; its update needs params, and its counts are of updates that
@@ -73,6 +77,7 @@ def make_optimizer(section, schedule, infos, ignore=()):
     for path in infos:
         group = group_of(path, groups)
         scales[path] = 1.0 if group is None else group.lr_scale
+        scales[path] *= math.prod(by for pattern, by in factors if re.search(pattern, path))
     if any(scale != 1.0 for scale in scales.values()):
         tx = optax.chain(tx, scale_by(scales))
     if all(scales.values()):

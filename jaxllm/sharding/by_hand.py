@@ -70,7 +70,7 @@ def _scatter(names, in_halves, _, g):
 _gather.defvjp(lambda x, names, in_halves: (_gather(x, names, in_halves), None), _scatter)
 
 
-def spread(function, mesh, specs, *, gradients):
+def spread(function, mesh, specs, refs_specs=None, *, gradients):
     """Returns a function over all tokens from one over some, for use under `jax.jit`.
 
     Args:
@@ -78,6 +78,7 @@ def spread(function, mesh, specs, *, gradients):
             each device with its part of params and batch, and with one key a row.
         mesh: the mesh, or None for one device.
         specs: what `param_specs` returns.
+        refs_specs: {name: what `param_specs` returns} of `refs`, frozen trees of parameters.
         gradients: whether the function returns them.
 
     Axis 0 of every array of a batch is split over ROW_AXES; see `place_batch`. Sums are
@@ -90,6 +91,7 @@ def spread(function, mesh, specs, *, gradients):
         )
 
     specs = trees.unflatten(specs)
+    refs_specs = {name: trees.unflatten(own) for name, own in (refs_specs or {}).items()}
 
     def add_up(x, parts):
         split = jax.tree.leaves(tuple(parts))  # a part is None, a name, or several
@@ -110,7 +112,7 @@ def spread(function, mesh, specs, *, gradients):
         return jax.shard_map(
             on_one,
             mesh=mesh,
-            in_specs=(specs, whole, places, whole, *(whole for _ in scalars)),
+            in_specs=(specs, refs_specs, places, whole, *(whole for _ in scalars)),
             out_specs=(whole, specs) if gradients else whole,
             axis_names=set(MESH_AXES),
             check_vma=False,

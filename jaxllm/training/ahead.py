@@ -121,7 +121,7 @@ def compile_step(config, devices, folder, vocab):
     run = setup.assemble_program(config, vocab, devices)
     batch = setup.abstract_batch(run, config.data.batch)
     platform = devices[0].platform
-    lowered = run.step.trace(run.abstract, {}, batch).lower(lowering_platforms=(platform,))
+    lowered = run.step.trace(run.abstract, run.refs, batch).lower(lowering_platforms=(platform,))
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

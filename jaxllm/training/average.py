@@ -51,7 +51,7 @@ def soup(parts, overrides=(), *, greedy=False):
         raise ConfigError("An average is of at least two. Try --steps=100,200 or --from=RUN1,RUN2.")
     first = imported.open_run(parts[0][0], overrides, parts[0][1])
     if not greedy:
-        params = first.params
+        params = first.own
         for number, part in enumerate(parts[1:], 2):
             params = _mean(params, _open_like(first, parts[0], part, overrides), 1 / number)
         return Soup(first, parts[0][0], params, list(parts), [])
@@ -95,7 +95,7 @@ def _open_like(first, whose, part, overrides):
         )
     if one.run.tokenizer.fingerprint != first.run.tokenizer.fingerprint:
         raise ConfigError(f"{part[0]} and {whose[0]} have different tokenizers.")
-    return one.params
+    return one.own
 
 
 def _loss_on_validation(first, workdir):
@@ -106,7 +106,7 @@ def _loss_on_validation(first, workdir):
 
     def loss(params):
         options = dict(batch=config.validate.batch, batches=config.validate.batches)
-        return validate(run.evaluate, source, run.mesh, params, **options)["loss"]
+        return validate(run.evaluate, source, run.mesh, params, first.refs, **options)["loss"]
 
     return loss
 

@@ -22,7 +22,7 @@ from jaxllm.models.families import hf, model_config
 from jaxllm.models.weights import certify, gguf, load, safetensors
 from jaxllm.tokenizers import chat
 from jaxllm.tokenizers.folder import from_folder
-from jaxllm.training import reopen, setup
+from jaxllm.training import base, records, reopen, setup
 from jaxllm.training.checkpoint import Checkpoints
 
 RECORD, FILES, CERTIFICATE = "hf.json", "hf", "certificate.json"
@@ -191,9 +191,10 @@ def view_of(workdir, trained, dtype=""):
     if dtype and dtype not in DTYPES:
         raise ConfigError(f"--dtype={dtype!r} is unknown. Known: {', '.join(DTYPES)}.")
     family, c = trained.run.config.model.family, trained.run.model.config
+    params = base.merged(trained.run, trained.params)
     path = pathlib.Path(workdir) / RECORD
     if not path.is_file():
-        view = load.export(trained.params, c, family, dtype=dtype or "float32")
+        view = load.export(params, c, family, dtype=dtype or "float32")
         return _with_tokenizer(view, trained.run.tokenizer), []
     record, notes = json.loads(path.read_text()), []
     values, _ = hf.from_hf(record["config"], strict=True)
@@ -202,7 +203,7 @@ def view_of(workdir, trained, dtype=""):
         names = ", ".join(name for name, _, _ in changed)
         notes.append(f"config.json is written anew: {names} changed since the import")
     view = load.export(
-        trained.params,
+        params,
         c,
         family,
         config=None if changed else {**record["config"], **_dtype_fields(record, dtype)},
@@ -253,8 +254,8 @@ def _with_tokenizer(view, tokenizer):
 
 
 def load_config(workdir, overrides=()):
-    """`reopen.load_config`, with errors that name the command's own flag."""
-    return reopen.load_config(workdir, overrides, "--from")
+    """`records.load_config`, with errors that name the command's own flag."""
+    return records.load_config(workdir, overrides, "--from")
 
 
 def open_run(workdir, overrides=(), step="latest"):

@@ -1,4 +1,4 @@
-"""The parameters that a new run starts from: those of another work directory.
+"""Whether a new run may start from the parameters of another work directory.
 
 Heads may be others: what `config.init_fresh` names is drawn, and what this run's model has not is
 left there. All below the heads is the same model, or the run does not start.
@@ -7,15 +7,11 @@ left there. All below the heads is the same model, or the run does not start.
 import pathlib
 import re
 
-import jax
-
-from jaxllm import models, tokenizers, trees
+from jaxllm import models, tokenizers
 from jaxllm.config import ConfigError
 from jaxllm.models.config import differences
 from jaxllm.models.families import model_config
-from jaxllm.training import reopen
-from jaxllm.training.checkpoint import Checkpoints
-from jaxllm.training.state import place_key
+from jaxllm.training import records
 
 # Fields of a model that only what reads the final hidden states depends on.
 HEADS = (
@@ -35,7 +31,7 @@ def check(run):
         Lines for the start page: what is drawn, what is left out, what else differs.
     """
     place = pathlib.Path(run.config.init_from)
-    config = reopen.load_config(place, given_by="config.init_from")
+    config = records.load_config(place, given_by="config.init_from")
     tokenizer = tokenizers.load(place / "tokenizer")
     length = config.data.length
     theirs = model_config(config.model, vocab=tokenizer.vocab_size, length=length)
@@ -74,19 +70,20 @@ def _heads(run, theirs, place):
             nothing at all.
     """
     pattern, infos = run.config.init_fresh, models.abstract_params(theirs)
+    here = models.abstract_params(run.model.config)
     try:
-        named = [path for path in run.infos if pattern and re.match(pattern, path)]
+        named = [path for path in here if pattern and re.match(pattern, path)]
     except re.error as error:
         raise ConfigError(
             f"config.init_fresh={pattern!r} is no regular expression: {error}.\n"
             "  Try --config.init_fresh='task/'."
         ) from None
-    there = {path for path, info in run.infos.items() if path in infos and _same(info, infos[path])}
-    missing = [path for path in run.infos if path not in there]
+    there = {path for path, info in here.items() if path in infos and _same(info, infos[path])}
+    missing = [path for path in here if path not in there]
     if not pattern:
         return missing, []
     if not named:
-        tops = ", ".join(sorted({path.split("/")[0] for path in run.infos}))
+        tops = ", ".join(sorted({path.split("/")[0] for path in here}))
         raise ConfigError(
             f"config.init_fresh={pattern!r} is the beginning of no parameter's path. There are: "
             f"{tops}.\n  Try --config.init_fresh={_quoted(missing)}."
@@ -96,7 +93,7 @@ def _heads(run, theirs, place):
             f"config.init_from={place} has no {_listed(left)} as this run's model has.\n"
             f"  Try --config.init_fresh={_quoted([*named, *left])}."
         )
-    out = [path for path in infos if path not in run.infos]
+    out = [path for path in infos if path not in here]
     notes = [f"init_from: {_listed(named)} drawn, not read (init_fresh)"]
     return missing, notes + ([f"init_from: {_listed(out)} left out"] if out else [])
 
@@ -117,42 +114,6 @@ def _quoted(paths):
 
 def _listed(paths):
     return ", ".join(paths[:SHOWN]) + (f" and {len(paths) - SHOWN} more" * (len(paths) > SHOWN))
-
-
-def load(run, step="latest"):
-    """Restores the parameters of `config.init_from` onto the run's mesh.
-
-    Args:
-        run: `setup.Run`, which `check` has passed.
-        step: "latest", "best" or a number.
-
-    Returns:
-        Tree of jax.Array; the average where that run kept one. What `config.init_fresh` names is
-        drawn by the run's seed, as a run that starts from nothing draws it.
-
-    Raises:
-        ConfigError: no checkpoint there.
-    """
-    place = pathlib.Path(run.config.init_from)
-    config = reopen.load_config(place, given_by="config.init_from")
-    part = "ema" if config.step.ema else "params"
-    pattern, wanted = run.config.init_fresh, trees.flatten(run.abstract.params)
-    fresh = [path for path in wanted if pattern and re.match(pattern, path)]
-    read = trees.unflatten({path: x for path, x in wanted.items() if path not in fresh})
-    with Checkpoints(place / "checkpoints", read_only=True) as checkpoints:
-        chosen = reopen.choose_step(checkpoints, step, place)
-        tree, _ = checkpoints.restore(chosen, {part: read}, partial=True)
-    if not fresh:
-        return tree[part]
-
-    def draw(key):  # what is not asked for is not computed
-        drawn = trees.flatten(run.model.init(key))
-        return {path: drawn[path] for path in fresh}
-
-    places = {path: wanted[path].sharding for path in fresh}
-    drawn = jax.jit(draw, out_shardings=places)(place_key(run.mesh, run.config.seed))
-    found = trees.flatten(tree[part]) | drawn
-    return trees.unflatten({path: found[path] for path in wanted})
 
 
 def _short(value):

@@ -42,6 +42,7 @@ class Loop:
 
     Args:
         run: `setup.Run`.
+        base: `base.Base`, what stays frozen.
         log: `metrics.RunLog`.
         checkpoints: `checkpoint.Checkpoints`.
         lock: `lock.RunLock` of the work directory.
@@ -51,8 +52,9 @@ class Loop:
         watchdog: `stop.Watchdog`.
     """
 
-    def __init__(self, run, log, checkpoints, lock, stop, progress, profile, watchdog):
+    def __init__(self, run, base, log, checkpoints, lock, stop, progress, profile, watchdog):
         self.run, self.log, self.checkpoints, self.lock = run, log, checkpoints, lock
+        self.refs, self.digest = base
         self.stop, self.progress = stop, progress
         self.profile, self.watchdog = profile, watchdog
         self.config = run.config
@@ -95,7 +97,7 @@ class Loop:
             for index, rows_of_step in batches:
                 step = index + 1  # updates done, once this one is
                 self.profile.before(step)
-                state, metrics = step_fn(state, {}, rows_of_step)
+                state, metrics = step_fn(state, self.refs, rows_of_step)
                 self.pending.append((step, metrics["skipped"]))
                 self.profile.after(step, metrics)
                 self.watchdog.beat()
@@ -140,6 +142,7 @@ class Loop:
                     self.run.validation,
                     self.run.mesh,
                     params,
+                    self.refs,
                     batch=self.config.validate.batch,
                     batches=self.config.validate.batches,
                     interrupted=self.stop.interrupts,
@@ -222,6 +225,7 @@ class Loop:
     def meta(self):
         """What a checkpoint says of itself besides its arrays."""
         own = {"tokenizer": self.run.tokenizer.fingerprint, "data": self.run.record}
+        own |= {"base": self.digest} if self.digest else {}
         return own | dataclasses.asdict(self.progress)
 
     def _restart_clock(self, step):

@@ -5,7 +5,7 @@ import pathlib
 from jaxllm import data, tokenizers
 from jaxllm.config import ConfigError
 from jaxllm.training import setup
-from jaxllm.training.reopen import load_config
+from jaxllm.training.records import load_config
 
 EXCERPT_TOKENS = 64
 EXCERPT_CHARACTERS = 72

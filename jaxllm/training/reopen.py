@@ -1,16 +1,14 @@
 """Opening what a run left in its work directory, for reading."""
 
-import json
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
-from jaxllm import data, settings, tokenizers
-from jaxllm.config import ConfigError
-from jaxllm.training import setup
+from jaxllm import finetune, tokenizers
+from jaxllm.training import base, setup
 from jaxllm.training.checkpoint import Checkpoints
+from jaxllm.training.records import check_tokenizer, choose_step, load_config
 
 
 class Trained(NamedTuple):
@@ -18,43 +16,23 @@ class Trained(NamedTuple):
 
     Attributes:
         run: `setup.Run` with the run's tokenizer and no data.
-        params: restored parameters; their average where the run kept one.
+        params: all parameters; those that were trained from the checkpoint, or their average
+            where the run kept one, the others from what the run started from.
         step: updates done.
+        own: those that were trained, as `run.evaluate` takes them.
+        refs: the frozen ones, as it takes them.
     """
 
     run: Any
     params: Any
     step: int
+    own: Any
+    refs: Any
 
-
-def load_config(workdir, overrides=(), given_by="--workdir"):
-    """Returns the config of a run, with settings over it.
-
-    Args:
-        workdir: directory of the run.
-        overrides: [(field, text)] over its config.
-        given_by: flag or field that names the directory, for the error.
-
-    Raises:
-        ConfigError: no run there, or a setting that cannot be.
-    """
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
-        advice = "Give the work directory of a run, or one that python -m jaxllm.convert wrote."
-        if given_by == "--workdir":
-            advice = (
-                "Train one first, with python -m jaxllm.train "
-                f"--config=configs/shakespeare_char.py --workdir={workdir}"
-            )
-        raise ConfigError(f"{given_by}={workdir}: no config.json there, so no run. {advice}")
-    config = ConfigDict(json.loads(path.read_text(), object_hook=_tuples)).lock()
-    for field, text in overrides:
-        settings.override(config, field, text)
-    return config
-
-
-def _tuples(mapping):
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()}
+    def with_own(self, own):
+        """Returns the same with other trained parameters."""
+        params = finetune.join(own, self.refs.get("base"))
+        return self._replace(own=own, params=params)
 
 
 def open_trained(workdir, overrides=(), step="latest", given_by="--workdir"):
@@ -67,7 +45,8 @@ def open_trained(workdir, overrides=(), step="latest", given_by="--workdir"):
         given_by: as `load_config` has it.
 
     Raises:
-        ConfigError: no run or no such checkpoint there.
+        ConfigError: no run or no such checkpoint there; or what it started from is gone, or not
+            what it was.
     """
     config = load_config(workdir, overrides, given_by)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
@@ -78,51 +57,6 @@ def open_trained(workdir, overrides=(), step="latest", given_by="--workdir"):
         wanted = {part: run.abstract.params}
         tree, meta = checkpoints.restore(chosen, wanted, partial=True)
     check_tokenizer(tokenizer, meta, chosen)
-    return Trained(run._replace(tokenizer=tokenizer), tree[part], chosen)
-
-
-def choose_step(checkpoints, step, workdir):
-    """Returns the number of the step that "latest", "best" or a number stands for."""
-    if step == "latest":
-        chosen = checkpoints.latest()
-    elif step == "best":
-        chosen = checkpoints.best()
-    elif step.isdigit() and int(step) in checkpoints.steps():
-        chosen = int(step)
-    else:
-        chosen = None
-    if chosen is None:
-        raise ConfigError(
-            f"--step={step}: no such checkpoint in {workdir}. There: "
-            f"{', '.join(map(str, checkpoints.steps())) or 'none'}. Try --step=latest."
-        )
-    return chosen
-
-
-def check_tokenizer(tokenizer, meta, step):
-    """Raises ConfigError if a checkpoint was made with another tokenizer."""
-    if meta["tokenizer"] != tokenizer.fingerprint:
-        raise ConfigError(
-            f"Checkpoint {step} was made with tokenizer {meta['tokenizer'][:12]}, this run has "
-            f"{tokenizer.fingerprint[:12]}: its tokens would mean other text.\n"
-            "  Try another --workdir, or put the run's own tokenizer/ back."
-        )
-
-
-def check_data(run, meta, step):
-    """Raises ConfigError if a run's rows would no longer be those that its checkpoint goes on from.
-
-    Args:
-        run: `setup.Run`, with data.
-        meta: of the checkpoint; one from before this record existed passes.
-        step: the checkpoint's.
-    """
-    lines = data.differences(meta.get("data", {}), run.record)
-    if "data" not in meta or not lines or data.get(run.config.data, "on_change") == "accept":
-        return
-    table = "\n".join(f"    {line}" for line in lines)
-    raise ConfigError(
-        f"Checkpoint {step} was trained on rows in another order than this config gives:\n{table}\n"
-        "  Go back to what was, or to go on from here with other rows try "
-        "--config.data.on_change=accept."
-    )
+    run = run._replace(tokenizer=tokenizer)
+    refs = base.again(run, workdir, meta.get("base")).refs
+    return Trained(run, None, chosen, None, refs).with_own(tree[part])

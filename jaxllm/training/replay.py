@@ -9,7 +9,7 @@ from jaxllm import sharding
 from jaxllm.config import ConfigError
 from jaxllm.training import setup
 from jaxllm.training.checkpoint import Checkpoints
-from jaxllm.training.reopen import load_config
+from jaxllm.training.records import load_config
 from jaxllm.training.run import compile_step, restore_or_create
 
 
@@ -33,12 +33,12 @@ def replay(workdir, step):
                 f"--step={step}: no checkpoint of {workdir} is before it; there are "
                 f"{', '.join(map(str, kept)) or 'none'}, of {config.steps} steps."
             )
-        state, _ = restore_or_create(run, checkpoints, max(before))
+        state, (refs, _), _ = restore_or_create(run, checkpoints, max(before), place)
     compiled, batch = compile_step(run), config.data.batch
     rows = sharding.local_rows(run.mesh, batch)
     for index in range(max(before), step):
         local = run.train(index, rows)
-        state, metrics = compiled(state, {}, sharding.global_batch(run.mesh, rows, local, batch))
+        state, metrics = compiled(state, refs, sharding.global_batch(run.mesh, rows, local, batch))
     return max(before), {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 

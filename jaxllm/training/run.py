@@ -12,14 +12,14 @@ import jax
 
 from jaxllm.config import ConfigError
 from jaxllm.scaling import devices
-from jaxllm.training import announce, drift, hosts, initial, processes, setup
+from jaxllm.training import announce, base, drift, hosts, initial, processes, setup
 from jaxllm.training.arrays import MismatchError
 from jaxllm.training.checkpoint import Checkpoints
 from jaxllm.training.lock import RunLock
 from jaxllm.training.loop import Loop, Progress
 from jaxllm.training.metrics import RunLog, versions
 from jaxllm.training.profile import Profile
-from jaxllm.training.reopen import check_data, check_tokenizer
+from jaxllm.training.records import check_data, check_tokenizer
 from jaxllm.training.sampling import make_sampler
 from jaxllm.training.state import place_key
 from jaxllm.training.stop import Stop, Watchdog
@@ -97,7 +97,7 @@ def _train(run, workdir, lock, stop, stack, notes, started):
     # Two compilations at once: XLA compiles one program on one core.
     pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     compiling = pool.submit(compile_step, run)
-    state, progress = restore_or_create(run, checkpoints, newest)
+    state, under, progress = restore_or_create(run, checkpoints, newest, workdir)
     notes += changes(config, workdir)
     # Only now: a run that is refused leaves the records of the one before.
     write_records(config, workdir)
@@ -112,7 +112,7 @@ def _train(run, workdir, lock, stop, stack, notes, started):
         contextlib.closing(Profile(workdir, config.profile.first, config.profile.steps))
     )
     watchdog = Watchdog(config.runtime.watchdog_s, path=workdir / "stacks.txt")
-    loop = Loop(run, log, checkpoints, lock, stop, progress, profile, watchdog)
+    loop = Loop(run, under, log, checkpoints, lock, stop, progress, profile, watchdog)
 
     def go():
         if newest is None:
@@ -124,7 +124,7 @@ def _train(run, workdir, lock, stop, stack, notes, started):
             loop.planned = drift.planned(run, compiled)
             print(announce.page(run, compiled, notes, newest, peak, how, started), flush=True)
         with watchdog:
-            return loop.fit(state, compiled, peak, make_sampler(run))[1]
+            return loop.fit(state, compiled, peak, make_sampler(run, under.refs))[1]
 
     return EXIT[end_in_order(go, loop, stop, checkpoints, log)]
 
@@ -163,7 +163,7 @@ def end_in_order(go, loop, stop, checkpoints, log):
 def compile_step(run):
     """Compiles the train step for the run's shapes and shardings."""
     batch = setup.abstract_batch(run, run.config.data.batch)
-    return run.step.lower(run.abstract, {}, batch).compile()
+    return run.step.lower(run.abstract, run.refs, batch).compile()
 
 
 def peak_of(mesh):
@@ -173,17 +173,18 @@ def peak_of(mesh):
     return peak and peak * (1 if whole_machine else mesh.size), how
 
 
-def restore_or_create(run, checkpoints, step):
-    """Returns (state, Progress) of a checkpoint, or of the start where `step` is None.
+def restore_or_create(run, checkpoints, step, workdir):
+    """Returns (state, `Base`, Progress) of a checkpoint, or of the start where `step` is None.
 
     Raises:
         ConfigError: the checkpoint was made with another tokenizer, model, optimizer or order of
             the data.
     """
-    if step is None and run.config.init_from:
-        return run.start(initial.load(run)), Progress()
+    if step is None and not (run.config.init_from or run.refs):
+        return run.create(place_key(run.mesh, run.config.seed)), base.NONE, Progress()
     if step is None:
-        return run.create(place_key(run.mesh, run.config.seed)), Progress()
+        params, under = base.begin(run, workdir)
+        return run.start(params), under, Progress()
     try:
         state, meta = checkpoints.restore(step, run.abstract)
     except MismatchError as error:
@@ -191,7 +192,7 @@ def restore_or_create(run, checkpoints, step):
     check_tokenizer(run.tokenizer, meta, step)
     check_data(run, meta, step)
     known = {field: meta[field] for field in vars(Progress()) if field in meta}
-    return state, Progress(**known)
+    return state, base.again(run, workdir, meta.get("base")), Progress(**known)
 
 
 def is_finished(config, workdir, step):

@@ -2,13 +2,18 @@
 
 import jax
 
-from jaxllm import data
+from jaxllm import data, finetune
 from jaxllm.models import generate
 from jaxllm.training.state import place_key
 
 
-def make_sampler(run):
-    """Returns sample(params, step) -> text, by config.sample; None where it asks for no tokens."""
+def make_sampler(run, refs):
+    """Returns sample(params, step) -> text, by config.sample; None where it asks for no tokens.
+
+    Args:
+        run: `setup.Run`.
+        refs: its frozen trees.
+    """
     how = run.config.sample
     if how.tokens == 0:
         return None
@@ -27,7 +32,8 @@ def make_sampler(run):
 
     def sample(params, step):
         key = jax.random.fold_in(place_key(run.mesh, run.config.seed + 2), step)
-        drawn = jax.device_get(draw(params, batch, key)).tokens[0]
+        whole = finetune.join(params, refs.get("base"))
+        drawn = jax.device_get(draw(whole, batch, key)).tokens[0]
         return run.tokenizer.decode([*prompt, *cut_at(drawn, run.tokenizer.eos)])
 
     return sample

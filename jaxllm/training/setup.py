@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxllm import data, models, objectives, optim, sharding, tokenizers
+from jaxllm import data, finetune, models, objectives, optim, sharding, tokenizers, trees
 from jaxllm.config import ConfigError, arguments, make
 from jaxllm.models.families import model_config
 from jaxllm.training import fits, hosts, processes, ranges
@@ -27,6 +27,7 @@ KINDS = {
     "objective": (objectives.OBJECTIVES, {}),
     "optim": (optim.OPTIMIZERS, {"groups": {}}),
     "schedule": (optim.SCHEDULES, {}),
+    "finetune": (finetune.METHODS, {}),
 }
 
 
@@ -36,10 +37,12 @@ class Run(NamedTuple):
     Attributes:
         config: the ConfigDict.
         mesh: device mesh.
-        model: `models.Model`.
-        infos: {path: ParamInfo}.
+        model: `models.Model`, of all parameters.
+        method: `finetune.Method`.
+        infos: {path: ParamInfo} of those that are trained.
         abstract: TrainState of shapes and shardings.
-        create: random key -> TrainState, sharded from birth.
+        refs: {name: the same of a frozen tree}: "base", what is not trained, where there is such.
+        create: random key -> TrainState of drawn parameters, sharded from birth.
         start: params -> TrainState of step 0 with these; donates them.
         step: (state, refs, batch) -> (state, metrics); not yet compiled, donates the state.
         evaluate: (params, refs, batch) -> Loss; jitted.
@@ -52,8 +55,10 @@ class Run(NamedTuple):
     config: Any
     mesh: Any
     model: Any
+    method: Any
     infos: dict
     abstract: Any
+    refs: dict
     create: Any
     start: Any
     step: Any
@@ -92,10 +97,12 @@ def check_program(config, devices):
         else:
             arguments(table, config[name], name, ignore=others)
     c = model_config(config.model, vocab=1, length=config.data.length)  # tokenizer not yet known
-    schedule = optim.make_schedule(config.schedule, config.steps)
-    optim.make_optimizer(config.optim, schedule, models.abstract_params(c))
-    make(objectives.OBJECTIVES, config.objective, "objective", models.make(c))
     shape = sharding.mesh_shape(config.mesh, devices)
+    method = make(finetune.METHODS, config.finetune, "finetune")
+    finetune.check(method, c, shape)
+    _make_optimizer(config, method, c)
+    model = models.make(c, rewrite=method.rewrite)
+    make(objectives.OBJECTIVES, config.objective, "objective", model)
     models.for_platform(c, "", config.data.length, shape["seq"])
     if config.sharding not in sharding.RULES:
         known = ", ".join(sharding.RULES)
@@ -218,33 +225,80 @@ def assemble_program(config, vocab, devices):
     platform = mesh.devices.flat[0].platform
     c = fits.for_rows(config, c)
     c = models.for_platform(c, platform, config.data.length, mesh.shape["seq"])
-    model = models.make(c, sharding.make_shard(mesh))
-    infos = models.abstract_params(c)
-    rules = sharding.RULES[config.sharding]
-    specs = sharding.param_specs(infos, rules.params, mesh)
-    gather = sharding.make_gather(infos, specs, mesh)
-    by_rows = models.make(c, sharding.make_shard(mesh), gather)
+    method = make(finetune.METHODS, config.finetune, "finetune")
+    shard, rules = sharding.make_shard(mesh), sharding.RULES[config.sharding]
+    model = models.make(c, shard, rewrite=method.rewrite)
+    specs = sharding.param_specs(model.infos, rules.params, mesh)
+    gather = sharding.make_gather(model.infos, specs, mesh)
+    by_rows = models.make(c, shard, gather, method.rewrite)
     loss = make(objectives.OBJECTIVES, config.objective, "objective", by_rows)
-    schedule = optim.make_schedule(config.schedule, config.steps)
-    tx = optim.make_optimizer(config.optim, schedule, infos)
+    schedule, tx, infos = _make_optimizer(config, method, c)
     scaled = c.dtype == "float16"
+    frozen = {path: info for path, info in model.infos.items() if path not in infos}
+    frozen = finetune.frozen_infos(frozen, c.dtype)
+    own_specs = {path: specs[path] for path in infos}
+    refs_specs = {"base": {path: specs[path] for path in frozen}} if frozen else {}
+
+    def drawn(key):
+        found = trees.flatten(model.init(key))
+        return trees.unflatten({path: found[path] for path in infos})
 
     def new_state(key):
-        return create(model.init, tx, key, ema=bool(config.step.ema), scaled=scaled)
+        return create(drawn, tx, key, ema=bool(config.step.ema), scaled=scaled)
 
     abstract, make_state = born_sharded(new_state, tx, infos, rules, mesh)
-    options = StepOptions(**config.step.to_dict(), seed=config.seed + 1, dropout=c.dropout > 0)
+    drops = c.dropout > 0 or method.dropout
+    options = StepOptions(**config.step.to_dict(), seed=config.seed + 1, dropout=drops)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    step = make_step(loss, tx, schedule, options, mesh, specs)
+    loss = over_base(loss)
+    step = make_step(loss, tx, schedule, options, mesh, own_specs, refs_specs)
     told = COMPILER_OPTIONS.get(platform)
+    refs = {"base": abstract_params(frozen, rules, mesh)} if frozen else {}
 
     def from_params(params):
         return create(lambda _: params, tx, None, ema=bool(config.step.ema), scaled=scaled)
 
     start = jax.jit(from_params, donate_argnums=0, out_shardings=places)
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None), compiler_options=told)
-    evaluate = jax.jit(make_evaluate(loss, mesh, specs))
-    return Run(config, mesh, model, infos, abstract, make_state, start, step, evaluate)
+    evaluate = jax.jit(make_evaluate(loss, mesh, own_specs, refs_specs))
+    parts = (model, method, infos, abstract, refs, make_state, start, step, evaluate)
+    return Run(config, mesh, *parts)
+
+
+def over_base(loss):
+    """Returns a loss of what is trained, from one of all parameters: the rest is refs["base"]."""
+
+    def of_trained(params, refs, batch, key=None):
+        return loss(finetune.join(params, refs.get("base")), refs, batch, key)
+
+    return of_trained
+
+
+def abstract_params(infos, rules, mesh):
+    """Returns the tree of shapes and shardings of {path: ParamInfo}."""
+    places = sharding.param_shardings(infos, rules.params, mesh)
+    return trees.unflatten(
+        {
+            path: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=places[path])
+            for path, info in infos.items()
+        }
+    )
+
+
+def plain_params(run):
+    """Returns the tree of shapes and shardings of the run's model without any fine-tuning."""
+    infos = models.abstract_params(run.model.config)
+    return abstract_params(infos, sharding.RULES[run.config.sharding], run.mesh)
+
+
+def _make_optimizer(config, method, c):
+    """Returns (schedule, optimizer, {path: ParamInfo} of what is trained)."""
+    schedule = optim.make_schedule(config.schedule, config.steps)
+    whole = models.abstract_params(c, method.rewrite)
+    trained, _ = finetune.split(method, c, config.init_fresh)
+    infos = {path: whole[path] for path in trained}
+    tx = optim.make_optimizer(config.optim, schedule, infos, factors=method.lr_scales)
+    return schedule, tx, infos
 
 
 def open_tokenizer(config, workdir):

@@ -33,12 +33,12 @@ class StepOptions(NamedTuple):
     dropout: bool = False
 
 
-def make_gradient(loss_fn, micro_batches, mesh=None, specs=None):
+def make_gradient(loss_fn, micro_batches, mesh=None, specs=None, refs_specs=None):
     """Returns gradient(params, refs, batch, key, factor) -> (Loss sums, gradient sums).
 
     The batch is cut along axis 0 into `micro_batches` pieces; loss and gradient are summed, never
-    averaged, so that a token weighs the same in whatever piece it falls. `mesh` and `specs` are
-    those of `sharding.spread`.
+    averaged, so that a token weighs the same in whatever piece it falls. `mesh`, `specs` and
+    `refs_specs` are those of `sharding.spread`.
     """
 
     def of_piece(params, refs, rows, key, factor):
@@ -58,10 +58,10 @@ def make_gradient(loss_fn, micro_batches, mesh=None, specs=None):
         )
         return trees.sum_over(lambda piece: of_piece(params, refs, *piece, factor), cut)
 
-    return sharding.spread(gradient, mesh, specs, gradients=True)
+    return sharding.spread(gradient, mesh, specs, refs_specs, gradients=True)
 
 
-def make_step(loss_fn, tx, schedule, options, mesh=None, specs=None):
+def make_step(loss_fn, tx, schedule, options, mesh=None, specs=None, refs_specs=None):
     """Returns step(state, refs, batch) -> (state, metrics).
 
     Args:
@@ -75,7 +75,7 @@ def make_step(loss_fn, tx, schedule, options, mesh=None, specs=None):
     more: the loop finds `bad_run` at the limit and stops, and how late it looks changes nothing.
     One of a batch in which nothing counts is skipped too, and is not bad.
     """
-    gradient = make_gradient(loss_fn, options.micro_batches, mesh, specs)
+    gradient = make_gradient(loss_fn, options.micro_batches, mesh, specs, refs_specs)
 
     def step(state, refs, batch):
         key = None
@@ -132,9 +132,9 @@ def metrics_of(loss):
     return {name: value / loss.count for name, value in sums.items()} | {"count": loss.count}
 
 
-def make_evaluate(loss_fn, mesh=None, specs=None):
+def make_evaluate(loss_fn, mesh=None, specs=None, refs_specs=None):
     """Returns evaluate(params, refs, batch) -> Loss, without dropout and gradients."""
-    spread = sharding.spread(loss_fn, mesh, specs, gradients=False)
+    spread = sharding.spread(loss_fn, mesh, specs, refs_specs, gradients=False)
 
     def evaluate(params, refs, batch) -> Loss:
         return spread(params, refs, batch, None)

@@ -13,6 +13,7 @@ def validate(
     source,
     mesh,
     params,
+    refs,
     *,
     batch,
     batches=0,
@@ -27,6 +28,7 @@ def validate(
         source: as `data.open_split` returns.
         mesh: the mesh that params are on.
         params: parameters, or their average.
+        refs: frozen trees.
         batch: rows at once.
         batches: at most so many; 0 for the whole split.
         of_text: whether the loss is in nats a token of text.
@@ -45,7 +47,7 @@ def validate(
             break
         if interrupted():
             return None
-        loss = evaluate(params, {}, sharding.global_batch(mesh, rows, local, batch))
+        loss = evaluate(params, refs, sharding.global_batch(mesh, rows, local, batch))
         sums.append({"count": loss.count, "total": loss.total, **loss.sums})
     totals = {}
     for one in jax.device_get(sums):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.config import ConfigError
-from jaxllm.models import abstract_params
 from jaxllm.models import cache as caches
 from jaxllm.models.generate.bits import narrow
 
@@ -25,6 +24,7 @@ class Decoder(NamedTuple):
         extend: (weights, batch, cache, *, fresh=False, last=False) -> (logits, cache), as in
             `models.Model`.
         start: token that a row begins with where prompts are an encoder's inputs; else -1.
+        lead: places before a prompt that stand for no token, as in `models.Model`.
     """
 
     vocab: int
@@ -34,10 +34,11 @@ class Decoder(NamedTuple):
     grow: Callable
     extend: Callable
     start: int = -1
+    lead: int = 0
 
     def row(self, prompt):
         """Tokens that stand in a row before the first is drawn, of a prompt's."""
-        return prompt if self.start < 0 else 1
+        return self.lead + prompt if self.start < 0 else 1
 
     def read(self, weights, batch, length, slack=0, inputs=0):
         """Reads prompts into an empty cache.
@@ -53,11 +54,16 @@ class Decoder(NamedTuple):
             (logits of the first token to draw, float32[B, 1, V], cache, {"tokens", "segment"} of
             what stands in the rows).
         """
-        B, T = batch["tokens"].shape
+        B, real_B1 = len(batch["tokens"]), jnp.any(batch["segment"] > 0, axis=1, keepdims=True)
+        real_B1, prompt = real_B1.astype(jnp.int32), batch
+        if self.lead:
+            more = {"tokens": jnp.zeros((B, self.lead), jnp.int32)}
+            more["segment"] = jnp.broadcast_to(real_B1, more["tokens"].shape)
+            batch = {n: jnp.concatenate([more[n], batch[n]], axis=1) for n in more}
         if self.start < 0:
             cache = self.empty(B, length, slack)
-            return *self.extend(weights, batch, cache, fresh=True, last=True), batch
-        real_B1 = jnp.any(batch["segment"] > 0, axis=1, keepdims=True).astype(jnp.int32)
+            return *self.extend(weights, batch, cache, fresh=True, last=True), prompt
+        T = batch["tokens"].shape[1]
         row = {"tokens": jnp.full_like(real_B1, self.start), "segment": real_B1}
         given = {"inputs": batch["tokens"], "inputs_segment": batch["segment"]}
         cache = self.empty(B, length, slack, inputs=T)
@@ -87,19 +93,20 @@ def decoder(model, kv_dtype="", start=0, weights=""):
 
     def prepare(params):
         laid_out = caches.lay_out(model.whole(params))
-        return narrow(laid_out, abstract_params(c), weights)
+        return narrow(laid_out, model.infos, weights)
 
     def empty(rows, length, slack=0, inputs=0):
         return caches.make(c, rows, length, kv_dtype=kv_dtype, slack=slack, inputs=inputs)
 
     return Decoder(
         vocab=c.vocab,
-        positions=c.positions if c.position == "learned" else 0,
+        positions=c.positions - model.lead if c.position == "learned" else 0,
         prepare=prepare,
         empty=empty,
         grow=lambda cache, length, slack=0: caches.grow(cache, c, length, slack),
         extend=model.extend,
         start=start if reads else -1,
+        lead=model.lead,
     )
 
 
@@ -124,6 +131,11 @@ def ensemble(decoders, average="probabilities"):
         raise ConfigError(
             f"Models of an ensemble begin rows with {sorted(starts)} (-1: with the prompt). Take "
             "either decoders or encoder-decoders, these with one start token."
+        )
+    if any(one.lead for one in decoders):
+        raise ConfigError(
+            "Models of an ensemble read the same rows, and a soft prompt or a prefix takes places "
+            "of its own in them. Take models without one."
         )
     if average not in ("probabilities", "logits"):
         raise ConfigError(f"average={average!r} is unknown. Try probabilities, or logits.")

@@ -1,0 +1,29 @@
+"""Fine-tuning methods: what they put into a model, which parameters they train, how these start."""
+
+from jaxllm.finetune import methods
+from jaxllm.finetune.beginning import begin, freeze
+from jaxllm.finetune.merging import merge
+from jaxllm.finetune.method import Method, added, check, frozen_infos, join, split
+
+METHODS = {
+    "full": methods.full,
+    "lora": methods.lora,
+    "qlora": methods.qlora,
+    "prompt": methods.prompt,
+    "prefix": methods.prefix,
+    "adapter": methods.adapter,
+    "ia3": methods.ia3,
+}
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "added",
+    "begin",
+    "check",
+    "freeze",
+    "frozen_infos",
+    "join",
+    "merge",
+    "split",
+]

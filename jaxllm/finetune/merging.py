@@ -1,0 +1,67 @@
+"""A model of the base's own shape that computes what a fine-tuned one does."""
+
+import jax.numpy as jnp
+
+from jaxllm.config import ConfigError
+from jaxllm.finetune import beginning, parts
+from jaxllm.models import abstract_params, quantized
+
+MERGED = ("full", "lora", "qlora", "ia3")
+
+
+def merge(method, c, params):
+    """Returns {path: float32 array} of the plain model.
+
+    Args:
+        method: `Method`.
+        c: the model's configuration.
+        params: {path: array}, what is trained and what is frozen together.
+
+    Raises:
+        ConfigError: a method whose parts no weight of the base can stand for.
+    """
+    if method.kind not in MERGED:
+        raise ConfigError(
+            f"finetune.kind={method.kind!r} puts in parts that no weight of the base can stand for."
+            f" Those that can be merged: {', '.join(MERGED)}."
+        )
+    few = next((p for p in method.parts if isinstance(p, parts.Quantize)), None)
+    lora = next((p for p in method.parts if isinstance(p, parts.Lora)), None)
+    found = {}
+    for path, info in abstract_params(c).items():
+        if path in params:
+            w = params[path].astype(jnp.float32)
+        else:
+            w = beginning.dense(info, few.format, [params[f"{path}/{n}"] for n in quantized.PARTS])
+        name, end = path.rpartition("/")[::2]
+        if end == "w" and f"{name}/lora/a" in params:
+            w = _with_lora(w, info, name, params, lora.scale)
+        if end in ("w", "b"):
+            w = _scaled(w, info, name, end, params)
+        found[path] = w
+    return found
+
+
+def _with_lora(w, info, name, params, scale):
+    stacks = beginning.stacks_of(info)
+    a, b = params[f"{name}/lora/a"], params[f"{name}/lora/b"]
+    w = w + scale * beginning.product(a, b, stacks).reshape(w.shape)
+    if f"{name}/lora/m" not in params:
+        return w
+    axes = tuple(range(stacks, stacks + len(info.inputs)))
+    size = jnp.sqrt(jnp.sum(jnp.square(w), axis=axes, keepdims=True))
+    m = params[f"{name}/lora/m"]
+    return w / size * m.reshape(*size.shape)
+
+
+def _scaled(w, info, name, end, params):
+    """A weight or a bias with the factors of IA3 in it."""
+    stacks = beginning.stacks_of(info)
+    factor = params.get(f"{name}/scale_out/w")
+    if factor is not None:
+        own = (*factor.shape[:stacks], *(1,) * (w.ndim - factor.ndim), *factor.shape[stacks:])
+        w = w * factor.reshape(own)
+    factor = params.get(f"{name}/scale_in/w")
+    if factor is not None and end == "w":
+        w = w * factor.reshape(*factor.shape, *(1,) * (w.ndim - factor.ndim))
+    return w

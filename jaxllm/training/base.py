@@ -1,0 +1,229 @@
+"""What a run starts from, and what of it stays frozen: the parameters of `config.init_from`.
+
+A fine-tuning method that trains little keeps no copy of the rest: each start of the run reads it
+anew from where it came, and refuses another one by its digest.
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm import finetune, models, tokenizers, trees
+from jaxllm.config import ConfigError
+from jaxllm.training import records, setup
+from jaxllm.training.checkpoint import Checkpoints
+from jaxllm.training.state import place_key
+
+FIRST = "first"  # directory of what PiSSA took out of the base, which is not the base's to tell
+
+
+class Base(NamedTuple):
+    """What a run is trained over and does not change.
+
+    Attributes:
+        refs: frozen trees, as `run.refs` has them: {"base": …}, or {} where all is trained.
+        digest: of the plain model's parameters that these are of, or "".
+    """
+
+    refs: dict
+    digest: str
+
+
+NONE = Base({}, "")
+
+
+def begin(run, workdir):
+    """Returns (trained parameters, `Base`) of a run's very first start.
+
+    Args:
+        run: `setup.Run`, with a tokenizer.
+        workdir: its directory.
+
+    Raises:
+        ConfigError: no checkpoint in `config.init_from`.
+    """
+    base = trees.flatten(load(run))
+    if not run.refs:
+        return trees.unflatten(base), NONE
+    method, c = run.method, run.model.config
+    text = method.start if method.kind == "prompt" else ""
+    ids = tuple(run.tokenizer.encode(text)) if text else ()
+
+    def first(base, key):
+        drawn = trees.flatten(run.model.init(key))
+        found = base | finetune.begin(method, c, base, drawn, ids)
+        return trees.unflatten({path: found[path] for path in run.infos})
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract.params)
+    params = jax.jit(first, out_shardings=places)(base, place_key(run.mesh, run.config.seed))
+    taken = _taken(run, trees.flatten(params))
+    if taken:
+        with Checkpoints(pathlib.Path(workdir) / FIRST) as checkpoints:
+            checkpoints.save(0, trees.unflatten(taken), {})
+    return params, Base(_freeze(run, base, taken), digest(base))
+
+
+def again(run, workdir, known):
+    """Returns the `Base` of a run that goes on, or is read.
+
+    Args:
+        run: `setup.Run`.
+        workdir: its directory.
+        known: digest of the base that its checkpoints were trained over.
+
+    Raises:
+        ConfigError: `config.init_from` is gone, or is another base.
+    """
+    if not run.refs:
+        return NONE
+    base = trees.flatten(load(run))
+    found = digest(base)
+    if found != known:
+        raise ConfigError(
+            f"config.init_from={run.config.init_from} is not what {workdir} was trained over: its "
+            f"parameters have the digest {found[:12]}, and those had {known[:12]}.\n"
+            "  Put back what was there, or give it as --config.init_from=…"
+        )
+    taken = _taken(run, trees.flatten(run.abstract.params))
+    if taken:
+        with Checkpoints(pathlib.Path(workdir) / FIRST, read_only=True) as checkpoints:
+            taken = trees.flatten(checkpoints.restore(0, trees.unflatten(taken))[0])
+    return Base(_freeze(run, base, taken), found)
+
+
+def _taken(run, params):
+    """What PiSSA takes out of the base: {path: array} of the first A and B; else nothing."""
+    if run.method.start != "pissa":
+        return {}
+    return {path: x for path, x in params.items() if path.endswith(("/lora/a", "/lora/b"))}
+
+
+def _freeze(run, base, taken):
+    """Returns refs: what of the base is not trained, as it is stored."""
+    method, c, wanted = run.method, run.model.config, run.refs["base"]
+
+    def freeze(base, taken):
+        found = finetune.freeze(method, c, base, taken, c.dtype)
+        return trees.unflatten({path: found[path] for path in trees.flatten(wanted)})
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    return {"base": jax.jit(freeze, out_shardings=places)(base, taken)}
+
+
+def load(run, step="latest"):
+    """Returns the parameters of the plain model that a run starts from, on its mesh.
+
+    Args:
+        run: `setup.Run`, which `initial.check` has passed.
+        step: of `config.init_from`: "latest", "best" or a number.
+
+    Returns:
+        Tree of jax.Array: those of `config.init_from`, their average where that run kept one, with
+        what it fine-tuned merged. What `config.init_fresh` names, or all without an init_from, is
+        drawn by the run's seed.
+
+    Raises:
+        ConfigError: no checkpoint there.
+    """
+    place, wanted = run.config.init_from, trees.flatten(setup.plain_params(run))
+    pattern = run.config.init_fresh if place else ""
+    fresh = [path for path in wanted if not place or (pattern and re.match(pattern, path))]
+    found = {}
+    if place:
+        read = {path: x for path, x in wanted.items() if path not in fresh}
+        found = trees.flatten(read_from(pathlib.Path(place), read, step))
+    if fresh:
+        plain = models.make(run.model.config)
+
+        def draw(key):  # what is not asked for is not computed
+            drawn = trees.flatten(plain.init(key))
+            return {path: drawn[path] for path in fresh}
+
+        places = {path: wanted[path].sharding for path in fresh}
+        found |= jax.jit(draw, out_shardings=places)(place_key(run.mesh, run.config.seed))
+    return trees.unflatten({path: found[path] for path in wanted})
+
+
+def read_from(place, wanted, step):
+    """Reads parameters of a work directory.
+
+    Args:
+        place: the directory.
+        wanted: {path: shape and sharding}; it may hold more.
+        step: as in `load`.
+
+    Returns:
+        Tree of jax.Array.
+    """
+    config = records.load_config(place, given_by="config.init_from")
+    part = "ema" if config.step.ema else "params"
+    plain = config.finetune.kind == "full" and not config.finetune.freeze
+    with Checkpoints(place / "checkpoints", read_only=True) as checkpoints:
+        chosen = records.choose_step(checkpoints, step, place)
+        if plain:
+            wanted = {part: trees.unflatten(wanted)}
+            return checkpoints.restore(chosen, wanted, partial=True)[0][part]
+        tokenizer = tokenizers.load(place / "tokenizer")
+        run = setup.assemble_program(config, tokenizer.vocab_size, jax.devices())
+        tree, meta = checkpoints.restore(chosen, {part: run.abstract.params}, partial=True)
+    refs = again(run._replace(tokenizer=tokenizer), place, meta.get("base")).refs
+    found = trees.flatten(merged(run, finetune.join(tree[part], refs.get("base"))))
+    return trees.unflatten(
+        {path: jax.device_put(found[path], like.sharding) for path, like in wanted.items()}
+    )
+
+
+def merged(run, params):
+    """Returns the parameters of a plain model that computes what a fine-tuned one does.
+
+    Args:
+        run: `setup.Run`.
+        params: all of its parameters.
+
+    Returns:
+        Tree of float32 arrays, of the base's own shapes.
+
+    Raises:
+        ConfigError: a method whose parts no weight of the base can stand for.
+    """
+    if run.method.rewrite is None:
+        return params
+
+    def merge(params):
+        found = finetune.merge(run.method, run.model.config, trees.flatten(params))
+        return trees.unflatten(found)
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, setup.plain_params(run))
+    return jax.jit(merge, out_shardings=places)(params)
+
+
+def digest(params):
+    """Returns a digest of parameters, the same on any mesh: 64 hexadecimal digits.
+
+    Args:
+        params: {path: array}.
+    """
+    sums = jax.device_get(jax.jit(_checksums)(params))
+    record = {path: [list(x.shape), *map(int, sums[path])] for path, x in params.items()}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _checksums(params):
+    """Two sums, modulo 2^32, of each array's bits, each weighted by where it stands."""
+
+    def one(x):
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+        place = jnp.zeros((), jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            along = jnp.arange(size, dtype=jnp.uint32)
+            place = place * jnp.uint32(size) + along.reshape(-1, *(1,) * (x.ndim - 1 - axis))
+        mixed = (bits ^ (place * jnp.uint32(0x9E3779B9))) * jnp.uint32(0x85EBCA6B)
+        mixed ^= mixed >> 13
+        return jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed * (2 * place + 1), dtype=jnp.uint32)
+
+    return {path: one(x) for path, x in params.items()}
