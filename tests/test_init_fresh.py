@@ -6,7 +6,7 @@ import pytest
 
 from jaxllm import trees
 from jaxllm.config import ConfigError
-from jaxllm.training import initial, reopen, setup
+from jaxllm.training import base, initial, reopen, setup
 from jaxllm.training.state import place_key
 from tests import runs
 
@@ -46,7 +46,7 @@ def test_a_new_head_is_drawn_and_all_below_is_read(trained, compile_cache, tmp_p
     notes = "\n".join(initial.check(run))
     assert "task/b, task/w drawn" in notes
     assert "transform" in notes and "left out" in notes
-    found = trees.flatten(initial.load(run))
+    found = trees.flatten(base.load(run))
     before = trees.flatten(reopen.open_trained(trained).params)
     shared = [path for path in found if path in before]
     assert len(shared) > 10 and set(found) - set(shared) == {"task/w", "task/b"}

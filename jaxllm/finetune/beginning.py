@@ -109,10 +109,8 @@ def _info(c, path):
 
 def stacks_of(info):
     """Returns how many leading dimensions number independent weights."""
-    count = 0
-    while info.axes[count] in ("layers", "expert"):
-        count += 1
-    return count
+    after = int(info.is_stacked)
+    return after + info.axes[after:].index(info.inputs[0])
 
 
 def product(a, b, stacks):

@@ -64,7 +64,12 @@ def begin(run, workdir):
     taken = _taken(run, trees.flatten(params))
     if taken:
         with Checkpoints(pathlib.Path(workdir) / FIRST) as checkpoints:
-            checkpoints.save(0, trees.unflatten(taken), {})
+            if checkpoints.latest() is None:
+                checkpoints.save(0, trees.unflatten(taken), {})
+            else:  # of a start that did not come to its first checkpoint
+                wanted = _taken(run, trees.flatten(run.abstract.params))
+                taken = trees.flatten(checkpoints.restore(0, trees.unflatten(wanted))[0])
+                params = trees.unflatten({**trees.flatten(params), **taken})
     return params, Base(_freeze(run, base, taken), digest(base))
 
 
