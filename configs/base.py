@@ -51,12 +51,16 @@ def get_config(arg=None):
     c.data.batch = 24  # rows a step, over all devices
     c.data.length = 128  # tokens a row
     # windows: over the text end to end; packed: whole documents, none cut that fits. Of examples:
-    # pairs (encoder and decoder), completion (decoder), examples (a head), together (embeddings).
+    # pairs (encoder and decoder), completion (decoder), examples (a head), together (embeddings),
+    # chat (decoder).
     c.data.rows = "windows"
     c.data.input_length = 0  # tokens of the encoder's side of pairs; 0: as `length`
-    c.data.pack = True  # several pairs or completions a row, blind to one another; else one
+    c.data.pack = True  # several pairs, completions or chats a row, blind to one another; else one
     c.data.begin = False  # the beginning token before the input of pairs and completions
     c.data.start = -1  # the token a decoder of pairs begins with; -1: padding, or 0 without one
+    # Chats: template: own (the tokenizer's), chatml, llama3, …, a file, *.jinja; loss_on: answers,
+    # last, all; too_long: without its oldest turns, cut at its end, left out (turns, cut, drop).
+    c.data.update(template="own", loss_on="answers", too_long="turns")
     c.data.validation_fraction = 0.1  # of the documents, or of the text if it is one document
     c.data.bad_input = "error"  # error, or skip: what cannot be read is counted and left out
     c.data.cache_dir = ""  # token shards shared by runs; "": in the work directory
@@ -85,12 +89,8 @@ def get_config(arg=None):
 
     c.checkpoint = dict(every=260, keep_last=2, keep_best=1)  # every: updates; 0: only at the end
     c.log = dict(every=20)  # updates between lines of metrics
-    c.sample = ConfigDict()
-    c.sample.every = 0  # updates; 0: only at the end
-    c.sample.prompt = "\n"
-    c.sample.tokens = 200
-    c.sample.temperature = 0.8
-    c.sample.update(top_k=0, top_p=1.0)  # 0 and 1: off
+    c.sample = dict(every=0, prompt="\n", tokens=200)  # every: updates; 0: only at the end
+    c.sample.update(temperature=0.8, top_k=0, top_p=1.0)  # top_k 0, top_p 1: off
     c.profile = dict(first=0, steps=0)  # trace `steps` steps from step `first`; 0 steps: off
 
     c.plan = ConfigDict()  # of jaxllm.plan
