@@ -118,7 +118,7 @@ def _documents(row, task, source):
     elif task in ("classify", "regress", "span", "tag"):
         yield "", *_headed(row, task, source, lead)
     else:
-        yield "", [_written(row, n, lead) for n in _numbers(row["segment"])], ""
+        yield "", [_written(row, n, lead, task) for n in _numbers(row["segment"])], ""
 
 
 def _numbers(segment):
@@ -150,14 +150,17 @@ def _headed(row, task, source, lead):
     return [_pair(row["tokens"][real], learned[real])], label
 
 
-def _written(row, number, lead):
-    """Returns the tokens of a document of a row that is written, with its targets."""
+def _written(row, number, lead, task):
+    """Returns the tokens of a document of a row that is written, with its targets.
+
+    Where rows are of documents (no task) a last target that does not count begins another one.
+    """
     here = np.flatnonzero((row["segment"] == number) & (row["position"] >= lead))
     tokens, targets, learned = row["tokens"][here], row["targets"][here], row["weight"][here] > 0
     ahead = targets[:-1] == tokens[1:]
     if len(here) > 1 and np.mean(ahead) < 0.5:  # targets are in the place of what they stand for
         return _pair(np.where(learned, targets, tokens), learned)
-    keep = len(here) if len(here) and learned[-1] else max(len(here) - 1, 0)
+    keep = len(here) if task or learned[-1:].all() else len(here) - 1
     return [*_plain(tokens[:1]), *_pair(targets[:keep], learned[:keep])]
 
 
