@@ -27,7 +27,7 @@ def configs(directory):
     }
     for name in ("pairs", "completion", "together"):
         found[name] = config_of(
-            pairs, "pairs", name, LENGTH, source=SUMMARY, validation_fraction=0.0
+            pairs, "pairs", name, LENGTH, source=SUMMARY, validation_fraction=0.0, input_length=24
         )
     found["chat"] = config_of(
         chats, "chats", "chat", 160, template="chatml", validation_fraction=0.0
@@ -50,7 +50,7 @@ def opened(config, tokenizer, directory, lead, steps=4):
 
 
 def taken_out(batch, lead):
-    """[(name of the array, its numbers without the lead's places)] of every document.
+    """[what its arrays hold without the lead's places] of every document.
 
     Asserts what the places are: `lead` at the start of each document, of token 0, not learned.
     """
@@ -74,12 +74,8 @@ def taken_out(batch, lead):
                 assert inputs or not weight[here[:lead]].any()
                 real = weight[rest] > 0
                 one += [tuple(real.tolist()), tuple(batch["targets"][at][rest][real].tolist())]
-            for name in ("label", "weight"):
-                one += (
-                    [float(batch[name][at])]
-                    if name in batch and batch[name].ndim == 1 and len(at) == 1
-                    else []
-                )
+            if "label" in batch:
+                one.append(int(batch["label"][at]))
             if "span" in batch:
                 one.append(tuple((batch["span"][at] - lead).tolist()))
             found.append(tuple(one))
@@ -93,11 +89,12 @@ def test_the_places_taken_out_rows_hold_the_same_documents(kind, chat_tokenizer,
         config = configs(tmp_path)[kind]
         source, length = opened(config, chat_tokenizer, tmp_path, lead), config.length
         less = "input_length" if kind == "pairs" else "length"
-        setattr(config, less, length - lead)
+        setattr(config, less, config[less] - lead)
         plain = opened(config, chat_tokenizer, tmp_path, 0)
         for epoch in (0, 1):
             n, m = (np.arange(s.train_rows) + epoch * s.train_rows for s in (plain, source))
-            assert taken_out(source.take(m), lead) == taken_out(plain.take(n), 0)
+            same = taken_out(source.take(m), lead) == taken_out(plain.take(n), 0)
+            assert same  # not told apart: a difference of long lists takes minutes
         shapes = {name: x.shape for name, x in source.empty(3).items()}
         assert {name: x.shape for name, x in source.take(m[:3]).items()} == shapes
         assert shapes["tokens"][-1] == length
@@ -113,17 +110,14 @@ def test_every_token_but_the_first_of_a_document_is_a_target_once(
     (one,) = source.sources.values()
     stream, starts = one.ids(0, source.tokens), one._stream.starts
     wanted = np.bincount(np.delete(stream, starts), minlength=259)
-    found, edges, documents = np.zeros(259, int), 0, 0
+    found = np.zeros(259, int)
     for batch in source.epoch(8):
         taken_out(batch, lead)
         real = batch["weight"] > 0
         found += np.bincount(batch["targets"][real], minlength=259)
         inside = real[:, :-1] & (batch["segment"][:, 1:] == batch["segment"][:, :-1])
         assert np.array_equal(batch["tokens"][:, 1:][inside], batch["targets"][:, :-1][inside])
-        edges += (batch["segment"].max(axis=1)).sum()
     assert np.array_equal(found, wanted)
-    documents = len(starts)
-    assert edges >= documents - 1
     # In training too, over an epoch (windows leave the ends of the split out).
     if kind == "packed":
         batch = source.take(np.arange(source.train_rows))
