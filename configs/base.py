@@ -18,8 +18,7 @@ def get_config(arg=None):
     c.steps = 1_300  # updates
     c.seed = 0  # of the weights, the order of the data, dropout
     c.init_from = ""  # work directory whose parameters a new run starts from; "": drawn
-    # Parameters that are drawn all the same: a regular expression of their paths' beginnings, such
-    # as "task/|pool/". With one, heads may differ from those of init_from.
+    # Parameters drawn all the same, by how their paths begin, "task/|pool/"; heads may then differ.
     c.init_fresh = ""
 
     # family: jaxllm.models.families; size: one of the family's, or "" for sizes of your own.
@@ -48,15 +47,17 @@ def get_config(arg=None):
     c.data.on_change = "refuse"  # to go on with rows in another order; or accept
     # Weight 0: updates, such as (5, 6), and a file's documents, "SOURCE NUMBER" a line.
     c.data.skip = dict(steps=(), documents="")
-    c.data.batch = 24  # rows a step, over all devices
-    c.data.length = 128  # tokens a row
+    c.data.update(batch=24, length=128)  # rows a step, over all devices; tokens a row
     # windows: over the text end to end; packed: whole documents, none cut that fits. Of examples:
-    # pairs (encoder and decoder), completion (decoder), examples (a head), together (embeddings).
+    # pairs (encoder, decoder), completion and chat (decoder), examples (a head), together (pooled).
     c.data.rows = "windows"
     c.data.input_length = 0  # tokens of the encoder's side of pairs; 0: as `length`
-    c.data.pack = True  # several pairs or completions a row, blind to one another; else one
+    c.data.pack = True  # several pairs, completions or chats a row, blind to one another; else one
     c.data.begin = False  # the beginning token before the input of pairs and completions
     c.data.start = -1  # the token a decoder of pairs begins with; -1: padding, or 0 without one
+    # Chats: template: own (the tokenizer's), chatml, llama3, …, a file, *.jinja; loss_on: answers,
+    # last, all; too_long: without its oldest turns, cut at its end, left out (turns, cut, drop).
+    c.data.update(template="own", loss_on="answers", too_long="turns")
     c.data.validation_fraction = 0.1  # of the documents, or of the text if it is one document
     c.data.bad_input = "error"  # error, or skip: what cannot be read is counted and left out
     c.data.cache_dir = ""  # token shards shared by runs; "": in the work directory
@@ -80,25 +81,20 @@ def get_config(arg=None):
     c.validate.every = 260  # updates; 0: only at the end
     c.validate.batch = 64  # rows at once
     c.validate.batches = 0  # at most so many; 0: the whole split
-    c.validate.patience = 0  # validations without a gain that stop the run; 0: off
-    c.validate.min_gain = 0.0  # nats that count as a gain
+    # Validations without a gain that stop the run, 0: off; nats that count as a gain.
+    c.validate.update(patience=0, min_gain=0.0)
 
     c.checkpoint = dict(every=260, keep_last=2, keep_best=1)  # every: updates; 0: only at the end
     c.log = dict(every=20)  # updates between lines of metrics
-    c.sample = ConfigDict()
-    c.sample.every = 0  # updates; 0: only at the end
-    c.sample.prompt = "\n"
-    c.sample.tokens = 200
-    c.sample.temperature = 0.8
-    c.sample.update(top_k=0, top_p=1.0)  # 0 and 1: off
+    c.sample = dict(every=0, prompt="\n", tokens=200)  # every: updates; 0: only at the end
+    c.sample.update(temperature=0.8, top_k=0, top_p=1.0)  # top_k 0, top_p 1: off
     c.profile = dict(first=0, steps=0)  # trace `steps` steps from step `first`; 0 steps: off
 
     c.plan = ConfigDict()  # of jaxllm.plan
     # Money a device and hour, on demand; Google Cloud's list prices, US. Yours will differ.
     c.plan.prices = dict(v4=3.22, v5e=1.20, v5p=4.20, v6e=2.70)
     c.plan.prices.update(a100_40gb=3.67, a100=5.07, h100=11.06, h200=10.85, l4=0.71)
-    c.plan.currency = "USD"
-    c.plan.date = "2025-07"  # of the prices
+    c.plan.update(currency="USD", date="2025-07")  # of the prices
 
     c.runtime = ConfigDict()
     c.runtime.grace_s = 9.0  # after SIGTERM: the state is saved and the run ended within this

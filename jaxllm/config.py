@@ -7,6 +7,8 @@ parameters are what the config may set, so a signature is the whole list of sett
 
 import difflib
 import inspect
+import json
+import pathlib
 import re
 
 from ml_collections import ConfigDict
@@ -47,6 +49,24 @@ def parse_arg(arg, **defaults):
             )
         values[name] = _parse(f"argument {name!r}", text if has_value else "true", defaults[name])
     return ConfigDict(values)
+
+
+def model_of(workdir):
+    """Returns {field: value} of the model of a work directory, for a config that begins with it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = pathlib.Path(workdir).expanduser() / "config.json"
+    try:
+        found = dict(json.loads(path.read_text())["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"init={workdir} holds no model: {path} cannot be read ({error}). Give the work "
+            "directory of a run, or one that python -m jaxllm.convert import wrote."
+        ) from None
+    lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    return {name: value for name, value in (found | lists).items() if value is not None}
 
 
 def _parse(what, text, default):

@@ -44,8 +44,7 @@ def main(file, overrides):
     )
     batch = config.validate.batch
     kind, params = config.objective.kind, trained.params
-    own, refs = trained.own, trained.refs
-    told = dict(of_text=kind == "lm", whole=fits.reads_whole(config))
+    own, refs, told = trained.own, trained.refs, fits.told(config)
     metrics = validate(run.evaluate, source, run.mesh, own, refs, batch=batch, **told)
     if kind in tasks.TASKS:
         more = (source, run.mesh, run.tokenizer, batch)

@@ -180,7 +180,7 @@ def main(file, overrides):
         decoders = [generate.as_decoder(one, tokenizer, how) for one in models]
         model, params = generate.ensemble(decoders, f.average), trees
     if f.chat:
-        return _chat(f, model, params, tokenizer, how)
+        return _chat(f, model, params, tokenizer, how, trained.run.config)
     if how.beams is None:
         prompts = [prompt for prompt in prompts for _ in range(f.count)]
     if how.beams is None and draft is None and not f.then:
@@ -258,8 +258,8 @@ def _show(f, number, count, prompt, result, reads):
         print(f"draft: {result.accepted:.0%} of its tokens passed", file=sys.stderr)
 
 
-def _chat(f, model, params, tokenizer, how):
-    template = _template(f, tokenizer)
+def _chat(f, model, params, tokenizer, how, config):
+    template = _template(f, config, tokenizer)
     ends = tuple(
         dict.fromkeys([*generate.ends_of(tokenizer, how), *_turn_ends(tokenizer, template)])
     )
@@ -313,21 +313,21 @@ def talk(reply, said, messages=()):
     return messages
 
 
-def _template(f, tokenizer):
-    """The chat template that --template names, or the one that lies beside the tokenizer."""
+def _template(f, config, tokenizer):
+    """The chat template that --chat_template names, or that the run of a config was taught by."""
     if f.chat_template == "plain":
         return PLAIN
     if f.chat_template:
-        return chats.built_in(f.chat_template, tokenizer)
-    directory = pathlib.Path(f.workdir) / "tokenizer"
-    found = chats.load(directory)
-    if found is None:
+        return chats.choose(f.chat_template, tokenizer)
+    if data.get(config.data, "rows") == "chat":
+        return chats.choose(data.get(config.data, "template"), tokenizer)
+    if tokenizer.template is None:
         raise ConfigError(
-            f"--chat: {directory} has no {chats.TEMPLATE_FILE}, so how this model was taught to "
+            f"--chat: {f.workdir} has no {chats.TEMPLATE_FILE}, so how this model was taught to "
             "talk is not known. Try --chat_template=chatml, or --chat_template=plain for roles as "
             "words."
         )
-    return found
+    return tokenizer.template
 
 
 def _turn_ends(tokenizer, template):

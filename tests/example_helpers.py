@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 
-from jaxllm import data
+from jaxllm import data, tokenizers
 from tests.data_helpers import BYTES, data_config
 
+CHAT_TEXT = "the quick brown fox said: no. User system assistant, abc def ghi.\n" * 30
 SUMMARY = {"input": "document", "target": "summary", "prefix": "sum: "}
 
 
@@ -46,3 +47,23 @@ def pairs_of(directory, rows="pairs", count=60, **changes):
     path = write(directory / "pairs.jsonl", pair_rows(count))
     config = config_of(path, "pairs", rows, source=SUMMARY, **changes)
     return opened(config, directory)
+
+
+def chat_tokenizer_of():
+    """A tokenizer with the special tokens of ChatML."""
+    specials = ("<|im_start|>", "<|im_end|>")
+    section = {"kind": "hf", "vocab_size": 300, "specials": specials}
+    return tokenizers.make(section, lambda: iter([CHAT_TEXT]))
+
+
+def talk(rng, turns, system=False):
+    messages = [{"role": "system", "content": words(rng, 3, 12)}] if system else []
+    for _ in range(turns):
+        messages.append({"role": "user", "content": words(rng, 3, 25)})
+        messages.append({"role": "assistant", "content": words(rng, 1, 20)})
+    return messages
+
+
+def talks(count=40, longest=4):
+    rng = np.random.default_rng(0)
+    return [talk(rng, int(rng.integers(1, longest + 1)), bool(i % 3)) for i in range(count)]

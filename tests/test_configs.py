@@ -37,7 +37,7 @@ def test_every_config_runs_with_smoke(name, argument, compile_cache, tmp_path):
 def test_the_full_size_of_every_config_is_a_good_one(name, argument, tmp_path):
     """Checked whole but for the files that the user names."""
     paths = []
-    if name in ("text", "pretrain", "classify", "seq2seq", "encoder"):
+    if name in ("text", "pretrain", "classify", "seq2seq", "encoder", "chat"):
         text = tmp_path / "text.jsonl"
         text.write_text('{"text": "a"}\n')
         paths = [("data.sources.main.path", str(text))]

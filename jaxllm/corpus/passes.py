@@ -182,7 +182,7 @@ class Corpus:
         """Trains or loads the tokenizer."""
         place = self._folder("tokenizer", self.final.name, "tokenizer")
         if not (place / "tokenizer_config.json").is_file():
-            tokenizers.make(self.config.tokenizer, self.texts).save(place)
+            tokenizers.save(place, tokenizers.make(self.config.tokenizer, self.texts))
         self.tokenizer, self.tokenizer_place = tokenizers.load(place), place
 
     def encode(self):
@@ -244,7 +244,7 @@ class Corpus:
             "sources": self.sources,
             "copies": self.groups,
         }
-        self.tokenizer.save(self.result / "tokenizer")
+        tokenizers.save(self.result / "tokenizer", self.tokenizer)
         manifest |= record.reports(self.reports) | record.made(_plain(self.config))
         manifest["files"] = record.files(self.result)
         documents.write_json(self.result / record.TIMINGS, record.timings(self.reports))

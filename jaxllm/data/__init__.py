@@ -23,7 +23,7 @@ from jaxllm.data import (
 )
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture
-from jaxllm.data.origin import differences, explain, record
+from jaxllm.data.origin import describe, differences, explain, record
 from jaxllm.data.packing import Packed
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.data.rows import empty_batch
@@ -60,7 +60,9 @@ DEFAULTS = {
     "curriculum": {"kind": "none", "until": 0.3},
     "skip": {"steps": (), "documents": ""},
     "transforms": {},
+    "template": "own",
     **examples.Options()._asdict(),
+    **examples.ChatOptions()._asdict(),
 }
 # The same of a source, besides the options of its kind.
 SECTION = {"weight": 1.0, "split": "auto", "max_epochs": 0.0}
@@ -161,8 +163,21 @@ def _rows(config):
 
 
 def _options(config):
-    """Returns the settings of rows of examples."""
-    return examples.Options(*(get(config, name) for name in examples.Options._fields))
+    """Returns the settings of rows of examples; of documents there are none."""
+    if get(config, "rows") not in examples.ROWS:
+        return examples.Options()
+    kind = _rows(config).OPTIONS
+    return kind(*(get(config, name) for name in kind._fields))
+
+
+def _settings(config, name, source, tokenizer, lead):
+    """Returns what the shards of a source depend on besides its documents and the tokenizer."""
+    found = build.settings(config, config.sources[name], name)
+    if getattr(source, "task", "") == "chat":
+        room = config.length - lead + 1  # the last token is only a target
+        chosen = get(config, "template"), get(config, "too_long"), room
+        found |= examples.chats.settings(tokenizer, *chosen)
+    return found
 
 
 def needs(config):
@@ -217,7 +232,7 @@ def texts(config):
     return iterate
 
 
-def prepare(config, tokenizer, directory, shard_tokens=shards.SHARD_TOKENS):
+def prepare(config, tokenizer, directory, shard_tokens=shards.SHARD_TOKENS, lead=0):
     """Tokenizes every source into shards, once, and returns {name: manifest}.
 
     Args:
@@ -225,6 +240,7 @@ def prepare(config, tokenizer, directory, shard_tokens=shards.SHARD_TOKENS):
         tokenizer: what encodes the documents.
         directory: where shards go otherwise.
         shard_tokens: tokens in each file of a split but the last.
+        lead: as of `open_split`.
 
     Raises:
         DataError: bad input, with file and line; manifests count what was skipped by reason.
@@ -235,7 +251,7 @@ def prepare(config, tokenizer, directory, shard_tokens=shards.SHARD_TOKENS):
         if isinstance(source, prepared.Prepared):
             manifests[name] = shards.read_manifest(source.directory)
             continue
-        options = build.settings(config, config.sources[name], name)
+        options = _settings(config, name, source, tokenizer, lead)
         manifests[name] = build.prepare(source, tokenizer, options, root, name, shard_tokens)
     return manifests
 
@@ -244,7 +260,9 @@ def _root(config, directory):
     return pathlib.Path(config.cache_dir or directory).expanduser()
 
 
-def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0, vocab=0):
+def open_split(
+    config, tokenizer, directory, split, seed, verify=False, steps=0, vocab=0, lead=0
+):  # fmt: skip
     """Opens a split of what `prepare` wrote, as rows by random access.
 
     Args:
@@ -256,18 +274,24 @@ def open_split(config, tokenizer, directory, split, seed, verify=False, steps=0,
         verify: also check the sha256 of every file.
         steps: of the run, for what changes over it; 0 where nothing is trained.
         vocab: ids of the model, which may be more than the tokenizer's; 0: as many.
+        lead: places of token 0 that every document begins with, for what is to stand there; they
+            are not learned, are of its segment and count in its positions. Rows stay as long.
 
     Raises:
         DataError: not prepared with this tokenizer and these settings, or damaged.
         ConfigError: the split is too short for one row, or would be repeated too often.
     """
+    _check_lead(config, lead)
     opened, places = {}, {}
     for name, source in make_sources(config).items():
-        path, manifest = places[name] = _find(config, tokenizer, directory, name, source, verify)
+        options = _settings(config, name, source, tokenizer, lead)
+        path, manifest = places[name] = _find(
+            config, tokenizer, directory, name, source, verify, options
+        )
         more = {"options": _options(config)} if get(config, "rows") in examples.ROWS else {}
         opened[name] = _rows(config)(
             path, manifest, split, batch=config.batch, length=config.length, seed=seed, name=name,
-            **more,
+            lead=lead, **more,
         )  # fmt: skip
     if more:
         examples.same_classes({name: manifest for name, (_, manifest) in places.items()})
@@ -307,9 +331,23 @@ def _easy_first(config, rows, places, split, seed, steps):
     return rows.over(ordered) if isinstance(rows, Mixture) else ordered[rows.name]
 
 
-def _find(config, tokenizer, directory, name, source, verify):
+def _check_lead(config, lead):
+    """Raises ConfigError where documents cannot begin with so many places."""
+    if not 0 <= lead < config.length - 1:
+        raise ConfigError(
+            f"config.data.length={config.length}: rows of so many tokens have no room for the "
+            f"{lead} places that each document begins with.\n"
+            f"  Try --config.data.length={4 * max(lead, 0) + 64}."
+        )
+    if lead and (changes := get(config, "transforms")):
+        raise ConfigError(
+            f"config.data.transforms.{next(iter(changes))}: rows are not changed where each "
+            f"document begins with {lead} places of its own.\n  Leave the transforms out."
+        )
+
+
+def _find(config, tokenizer, directory, name, source, verify, options):
     """Returns (directory, manifest) of a source's shards, checked."""
-    options = build.settings(config, config.sources[name], name)
     if isinstance(source, prepared.Prepared):
         path = source.directory
     else:
@@ -353,27 +391,3 @@ def classes(source):
     """
     (found, *_) = (one.manifest for one in source.sources.values())
     return tuple({"classes": (), **found}["classes"])
-
-
-def describe(source, steps):
-    """Returns a line for each source: how often a run of `steps` steps walks it.
-
-    Args:
-        source: as `open_split` returns.
-        steps: steps of the run.
-    """
-    read, lines = source.read(steps * source.batch), []
-    for name, epochs in source.epochs(steps).items():
-        line = f"data {name}: {read[name]:,} rows of the run, {epochs:.2f} epochs of "
-        lines.append(f"{line}{source.sources[name].train_rows:,}")
-        if name in source.held:
-            lines[-1] += " (held to its max_epochs; the others have the rest)"
-    for name, one in source.sources.items():
-        if cut := getattr(one, "cut", 0):
-            lines.append(f"data {name}: {cut:,} of {one.examples:,} examples are cut to a row")
-    lines += [
-        f"data {name}: no rows (its max_epochs allow less than one in a thousand)"
-        for name in source.held
-        if name not in read
-    ]
-    return lines

@@ -122,9 +122,8 @@ def _write(source, tokenizer, options, directory, shard_tokens):
     if isinstance(source, ExampleSource):
         if options["split"] == "tail":
             raise DataError("split='tail' cuts documents; examples are whole. Try split='hash'.")
-        more = store.add_all(
-            source, tokenizer, writers, functools.partial(split_of, fraction=fraction), bad
-        )
+        choose = functools.partial(split_of, fraction=fraction)
+        more = store.add_all(source, tokenizer, writers, choose, bad, options)
     else:
         documents = split_documents(source.documents(bad), fraction, options["split"])
         for text, split, where in documents:

@@ -1,4 +1,4 @@
-"""Where the rows of a step come from, and what the order of all rows depends on."""
+"""Where the rows of a step come from, what a run reads, what the order of all rows depends on."""
 
 import hashlib
 import json
@@ -57,6 +57,34 @@ def explain(source, step, rows=None):
     return [Origin(int(row), *origin) for row, origin in zip(rows, found, strict=True)]
 
 
+def describe(source, steps):
+    """Returns a line for each source: how often a run of `steps` steps walks it.
+
+    Args:
+        source: as `open_split` returns.
+        steps: steps of the run.
+    """
+    read, lines = source.read(steps * source.batch), []
+    for name, epochs in source.epochs(steps).items():
+        line = f"data {name}: {read[name]:,} rows of the run, {epochs:.2f} epochs of "
+        lines.append(f"{line}{source.sources[name].train_rows:,}")
+        if name in source.held:
+            lines[-1] += " (held to its max_epochs; the others have the rest)"
+    for name, one in source.sources.items():
+        if cut := getattr(one, "cut", 0):
+            lines.append(f"data {name}: {cut:,} of {one.examples:,} examples are cut to a row")
+        for why, count in getattr(one, "left_out", {}).items():
+            lines.append(f"data {name}: {count:,} of {one.examples:,} examples left out: {why}")
+        if shortened := {"shortened": 0, **one.manifest}["shortened"]:
+            lines.append(f"data {name}: {shortened:,} chats lost their oldest turns to fit a row")
+    lines += [
+        f"data {name}: no rows (its max_epochs allow less than one in a thousand)"
+        for name in source.held
+        if name not in read
+    ]
+    return lines
+
+
 def record(source, config, seed):
     """Returns all that the order of rows depends on, {name: text or number}.
 
@@ -69,6 +97,8 @@ def record(source, config, seed):
     found["rows"] = {"rows": "windows", **config}["rows"]
     options = getattr(next(iter(source.sources.values())), "options", None)
     found |= options._asdict() if options else {}
+    lead = next(iter(source.sources.values())).lead
+    found |= {"lead": lead} if lead else {}
     for name, one in source.sources.items():
         content = json.dumps(one.manifest["splits"], sort_keys=True)
         found[f"sources.{name}.shards"] = hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -182,6 +182,7 @@ class Packed(Rows):
 
     Args:
         directory, manifest, split, batch, length, seed, name: as of `windows.Source`.
+        lead: places of token 0 that each document, or part of one, begins with; not learned.
 
     Attributes:
         tokens, bytes, bytes_per_token, manifest, name, steps_per_epoch: as of `windows.Source`.
@@ -192,8 +193,9 @@ class Packed(Rows):
         ConfigError: no document has two tokens.
     """
 
-    def __init__(self, directory, manifest, split, *, batch, length, seed, name):
+    def __init__(self, directory, manifest, split, *, batch, length, seed, name, lead=0):
         self.manifest, self.batch, self.length, self.name = manifest, batch, length, name
+        self.lead, self._reach = lead, length - lead
         part = manifest["splits"][split]
         self.tokens, self.bytes = part["tokens"], part["bytes"]
         self._stream = shards.TokenStream(directory, manifest, split)
@@ -204,7 +206,8 @@ class Packed(Rows):
                 "has two tokens.\n  Try --config.data.validation_fraction=0.1, or more text."
             )
         self.bytes_per_token = self.bytes / self.tokens
-        self._packer = Packer(places, length, seed, name, split)
+        full, rest = np.divmod(places, self._reach)
+        self._packer = Packer(full * length + rest + lead * (rest > 0), length, seed, name, split)
         self.train_rows = self.epoch_rows = self._packer.rows
         self.efficiency = float(places.sum() / (self.train_rows * length))
         self.steps_per_epoch = -(-self.train_rows // batch)
@@ -234,7 +237,7 @@ class Packed(Rows):
     def _listed(self, pieces, rows):
         found = [[] for _ in range(rows)]
         for row, document, offset, start, length in zip(*(x.tolist() for x in pieces), strict=True):
-            column = sum(piece.tokens for piece in found[row])
+            column = sum(self.lead + piece.tokens for piece in found[row]) + self.lead
             found[row].append(Piece(column, document, offset, length, start))
         return found
 
@@ -255,8 +258,8 @@ class Packed(Rows):
     def _pieces(self, found):
         """Returns the Pieces of what the packer found."""
         row, document, lap, length = found
-        size = self._places(document)
-        offset = np.where(lap < 0, size - size % self.length, lap * self.length)
+        size, length = self._places(document), length - self.lead
+        offset = np.where(lap < 0, size - size % self._reach, lap * self._reach)
         return Pieces(row, document, offset, self._stream.starts[document] + offset, length)
 
     def _places(self, document):
@@ -270,11 +273,12 @@ class Packed(Rows):
         """Returns the batch of `rows` rows that pieces make up."""
         shape = (rows, self.length)
         tokens_BT, targets_BT = np.empty(shape, np.int32), np.empty(shape, np.int32)
-        used = np.bincount(pieces.row, pieces.length, rows).astype(np.int64)
-        before = np.cumsum(pieces.length) - pieces.length
+        taken = pieces.length + self.lead
+        used = np.bincount(pieces.row, taken, rows).astype(np.int64)
+        before = np.cumsum(taken) - taken
         place = pieces.row * self.length + before - (np.cumsum(used) - used)[pieces.row]
         flat = tokens_BT.ravel(), targets_BT.ravel()
-        self._stream.read_pieces(pieces.start, pieces.length, place, *flat)
+        self._stream.read_pieces(pieces.start, pieces.length, place + self.lead, *flat)
         # What is left of a row is one more run.
         count = np.bincount(pieces.row, minlength=rows)
         end = np.cumsum(count)
@@ -282,6 +286,10 @@ class Packed(Rows):
         begin = np.insert(place, end, np.arange(rows) * self.length + used)
         position_BT, segment_BT = runs(begin, np.insert(number, end, 0), shape)
         weight_BT = np.ones(shape, np.float32)
+        if self.lead:
+            places = (place[:, None] + np.arange(self.lead)).ravel()
+            for x_BT in (tokens_BT, targets_BT, weight_BT):
+                x_BT.ravel()[places] = 0
         for row in np.flatnonzero(used < self.length).tolist():
             for x_BT in (tokens_BT, targets_BT, position_BT, weight_BT):
                 x_BT[row, used[row] :] = 0

@@ -26,6 +26,7 @@ class Source(Rows):
         length: tokens in a row, T.
         seed: of the order.
         name: of the source in the config, for errors and for the order's key.
+        lead: places of token 0 that each document and each window begins with; not learned.
 
     Attributes:
         tokens: tokens in the split.
@@ -39,9 +40,13 @@ class Source(Rows):
 
     Raises:
         ConfigError: the split is too short for one row.
+
+    With a lead the split is as if `lead` places stood before each document, and a window over it is
+    so many places shorter, for its own. One that begins among those of a document has no more than
+    them, and ends with as much padding.
     """
 
-    def __init__(self, directory, manifest, split, *, batch, length, seed, name):
+    def __init__(self, directory, manifest, split, *, batch, length, seed, name, lead=0):
         self.manifest, self.batch, self.length, self.name = manifest, batch, length, name
         part = manifest["splits"][split]
         self.tokens, self.bytes = part["tokens"], part["bytes"]
@@ -49,21 +54,31 @@ class Source(Rows):
             raise ConfigError(_too_short(name, split, manifest, length))
         self.bytes_per_token = self.bytes / self.tokens
         self._stream = shards.TokenStream(directory, manifest, split)
+        self.lead = lead
+        self._begins, self._size = self._stream.starts, self.tokens
+        if lead:
+            self._begins = self._begins + lead * np.arange(part["documents"])
+            self._size += lead * part["documents"]
         self._key = permute.make_key("rows", seed, name, split)
         self._shift_key = permute.make_key("shift", seed, name, split)
         # One window fewer than fit, so that an epoch may start up to a window later.
-        self.train_rows = self.windows = max(1, (self.tokens - 1) // length - 1)
-        self.efficiency = 1.0
-        self._shifts = min(length, self.tokens - self.windows * length)
+        self.train_rows = self.windows = max(1, (self._size - 1) // self._reach - 1)
+        self._shifts = min(self._reach, self._size - self.windows * self._reach)
         self.steps_per_epoch = -(-self.windows // batch)
-        self.epoch_rows = -(-(self.tokens - 1) // length)
+        self.epoch_rows = -(-(self._size - 1) // self._reach)
+        self.efficiency = min(self.tokens / (self.epoch_rows * length), 1.0) if lead else 1.0
+
+    @property
+    def _reach(self):
+        """Places of the split that a window is over."""
+        return self.length - self.lead
 
     def starts(self, n):
         """Returns where rows `n` (int64, counted from the start of training) begin."""
         epoch, i = n // self.windows, n % self.windows
         shift = permute.subkeys(self._shift_key, epoch) % np.uint64(self._shifts)
         place = permute.permute(permute.subkeys(self._key, epoch), i, self.windows)
-        return shift.astype(np.int64) + place * self.length
+        return shift.astype(np.int64) + place * self._reach
 
     def take(self, n):
         """Returns rows `n` of the training order as a batch."""
@@ -71,7 +86,9 @@ class Source(Rows):
 
     def in_order(self, k):
         """Returns rows `k` of the split read from its start; the last one may be padded."""
-        starts = k * self.length
+        starts = k * self._reach
+        if self.lead:
+            return self._cut(starts)
         short = starts + self.length + 1 - self.tokens
         if short.max(initial=0) <= 0:
             return self._cut(starts)
@@ -94,10 +111,12 @@ class Source(Rows):
 
     def where_in_order(self, k):
         """Returns the pieces of each row `k` of `in_order`."""
-        return self._pieces(k * self.length)
+        return self._pieces(k * self._reach)
 
     def _pieces(self, starts):
         """Returns a list of Pieces for each row that begins at `starts`."""
+        if self.lead:
+            return [self._stretches(start) for start in starts.tolist()]
         found, begins = [], self._stream.starts
         for start in starts.tolist():
             end = min(start + self.length, self.tokens - 1)  # each has a target
@@ -113,17 +132,19 @@ class Source(Rows):
 
     def ids(self, start, count):
         """Returns `count` token ids of the stream from `start` on."""
-        return self._stream.read(np.array([start]), count)[0]
+        return self._stream.piece(int(start), int(count)).astype(np.int32)
 
     def row_scores(self, scores):
         """Returns the mean over the tokens of each row `k` of `in_order` of documents' scores."""
-        ends = np.append(self._stream.starts, self.tokens)
+        ends = np.append(self._begins, self._size)
         total = np.concatenate([[0.0], np.cumsum(scores * np.diff(ends))])
-        edges = np.minimum(np.arange(self.epoch_rows + 1) * self.length, self.tokens)
+        edges = np.minimum(np.arange(self.epoch_rows + 1) * self._reach, self._size)
         return np.diff(np.interp(edges, ends, total)) / np.diff(edges)
 
     def _cut(self, starts, length=0):
         """Returns the batch whose rows begin at `starts` of the stream."""
+        if self.lead:
+            return self._cut_led(starts)
         length = length or self.length
         window_BT = self._stream.read(starts, length + 1)
         position_BT, segment_BT, weight_BT = self._boundaries(starts, length)
@@ -134,6 +155,43 @@ class Source(Rows):
             "position": position_BT,
             "segment": segment_BT,
         }
+
+    def _stretches(self, start):
+        """Returns the Pieces of a window with a lead; their columns are those of their tokens."""
+        end, found, column = min(start + self._reach, self._size), [], 0
+        first, after = np.searchsorted(self._begins, [start, end - 1], "right")
+        for document in range(first - 1, after):
+            begin = int(self._begins[document]) + self.lead  # where its tokens do
+            is_last = document == after - 1
+            stop = (end if is_last else int(self._begins[document + 1])) - begin
+            offset = max(start - begin, 0)
+            if stop <= offset:  # only places of its lead
+                continue
+            column += self.lead
+            at = int(self._stream.starts[document]) + offset
+            found.append(Piece(column, document, offset, stop - offset, at))
+            column += stop - offset
+        return found
+
+    def _cut_led(self, starts):
+        """Returns the batch of windows that begin at `starts`, with the lead's places counted."""
+        batch = empty_batch(len(starts), self.length)
+        for row, pieces in enumerate(self._pieces(starts)):
+            for number, piece in enumerate(pieces, 1):
+                first, end = piece.column - self.lead, piece.column + piece.tokens
+                after = piece.start + piece.tokens
+                whole = after == self.tokens or (
+                    piece.document + 1 < len(self._stream.starts)
+                    and after == self._stream.starts[piece.document + 1]
+                )
+                asked = piece.tokens - whole  # the last token of a document has no target
+                batch["tokens"][row, piece.column : end] = self.ids(piece.start, piece.tokens)
+                at = slice(piece.column, piece.column + asked)
+                batch["targets"][row, at] = self.ids(piece.start + 1, asked)
+                batch["weight"][row, at] = 1
+                batch["segment"][row, first:end] = number
+                batch["position"][row, first:end] = np.arange(end - first)
+        return batch
 
     def _boundaries(self, starts, length):
         """Returns positions, segments and weights of the rows that begin at `starts`."""

@@ -85,14 +85,14 @@ def span(outputs, arrays, source, decode):
     """Returns exact match and F1 of words of the answers, by question.
 
     Of the rows of a context the likeliest answer is taken. Where some questions of the split have
-    none, "no answer" is predicted where position 0 is likelier in every row (Devlin et al. 2019,
-    section 4.3).
+    none, "no answer" is predicted where the first mark is likelier in every row (Devlin et al.
+    2019, section 4.3).
     """
     stored, best, none = source.stored, {}, {}
     for k, (row_T2, segment_T) in enumerate(zip(outputs, arrays["segment"], strict=True)):
         context, example = source.context(k)
         score, first, last = likeliest(row_T2[: segment_T.sum()], context)
-        none[example] = min(none.get(example, np.inf), float(row_T2[0].sum()))
+        none[example] = min(none.get(example, np.inf), float(row_T2[source.lead].sum()))
         if score > best.get(example, (-np.inf,))[0]:
             best[example] = (score, decode(source.stretch(k, first, last)[1]))
     unanswerable = bool((np.array(stored.label)[:, 0] < 0).any())

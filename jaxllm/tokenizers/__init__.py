@@ -3,7 +3,7 @@
 import pathlib
 
 from jaxllm import config
-from jaxllm.tokenizers import base, byte, char, hf, sentencepiece
+from jaxllm.tokenizers import base, byte, char, chat, hf, sentencepiece
 from jaxllm.tokenizers.base import Tokenizer, TokenizerError
 from jaxllm.tokenizers.folder import from_folder
 
@@ -22,7 +22,7 @@ RESTORERS = {
     "hf": hf.restore,
 }
 
-__all__ = ["TOKENIZERS", "Tokenizer", "TokenizerError", "from_folder", "load", "make"]
+__all__ = ["TOKENIZERS", "Tokenizer", "TokenizerError", "from_folder", "load", "make", "save"]
 
 
 def make(section, texts):
@@ -56,8 +56,19 @@ def load_saved(path):
     raise TokenizerError(f"path={path!r} holds no tokenizer (seen from {pathlib.Path.cwd()}).")
 
 
+def save(directory, tokenizer):
+    """Stores a tokenizer and its chat template, if it has one, where `load` finds them."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if tokenizer.template is not None:
+        chat.save(directory, tokenizer.template)
+    tokenizer.save(directory)  # last: it makes the whole complete
+
+
 def load(directory):
-    """Loads the tokenizer that `save` stored in a directory and verifies its fingerprint.
+    """Loads the tokenizer that lies in a directory and verifies its fingerprint.
+
+    The chat template beside it becomes its `template`.
 
     Raises:
         TokenizerError: there is none, it is damaged, or it is of a kind unknown here.
@@ -68,6 +79,8 @@ def load(directory):
             f"The tokenizer in {directory} is of kind {kind!r}. Known: {', '.join(RESTORERS)}."
         )
     try:
-        return RESTORERS[kind](settings, files)
+        made = RESTORERS[kind](settings, files)
     except (KeyError, TypeError) as error:
         raise TokenizerError(f"The tokenizer in {directory} is damaged: {error!r}.") from error
+    made.template = chat.load(directory)
+    return made

@@ -42,6 +42,7 @@ class Tokenizer(Protocol):
         eos, bos, pad: ids of the end, beginning and padding tokens, -1 where it has none.
         specials: {name: id} of the special tokens that have a name.
         fingerprint: sha256 in hex over all that affects encoding.
+        template: `chat.ChatTemplate` that came with it, or None.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Tokenizer(Protocol):
     pad: int
     specials: dict[str, int]
     fingerprint: str
+    template: object
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the token ids of a text, int32[tokens], with no special tokens added.

@@ -11,6 +11,7 @@ class ByteTokenizer:
     """Ids 0 to 255 are bytes; then the end, beginning and padding tokens."""
 
     kind = "byte"
+    template = None
     vocab_size = 259
     eos, bos, pad = 256, 257, 258
     specials: ClassVar = {}

@@ -16,6 +16,7 @@ class CharTokenizer:
     """
 
     kind = "char"
+    template = None
     bos = pad = -1
     specials: ClassVar = {}
 

@@ -46,8 +46,8 @@ class ChatTemplate:
 
         Raises:
             TokenizerError: a message of an unknown role, which is named; a template that raises,
-                with the first message at which it does; or one that takes too long or gives too
-                much.
+                with the first message at which it does.
+            sandbox.TemplateError: a template that takes too long, gives too much or is none.
         """
         self.check(messages)
         now = variables.pop("now", None)
@@ -61,8 +61,9 @@ class ChatTemplate:
         try:
             return attempt(messages)
         except sandbox.TemplateError as error:
-            if error.kind != "raised":
-                raise TokenizerError(f"The chat template cannot be used: it {error}.") from None
+            if error.kind != "raised":  # the template's fault, whatever the chat
+                told = f"The chat template cannot be used: it {error}."
+                raise sandbox.TemplateError(told, error.kind) from None
             raise TokenizerError(self._blame(messages, attempt, error)) from None
 
     def check(self, messages):
@@ -115,12 +116,47 @@ def built_in(name, tokenizer):
             f"tokenizer lacks.\n  Train one with specials={tuple(lacking)!r}, or take the "
             "template alpaca, which needs only an end token."
         )
-    named = {i: token for token, i in tokenizer.specials.items()}
-    ends = {n: named.get(i) for n, i in (("bos", tokenizer.bos), ("eos", tokenizer.eos))}
+    ends = _ends(tokenizer)
     for end in made.needs:
-        if ends[end] is None:
+        if f"{end}_token" not in ends:
             raise TokenizerError(f"chat template {name!r} needs {end}, which this tokenizer lacks.")
-    return ChatTemplate(made.text, {f"{n}_token": t for n, t in ends.items() if t})
+    return ChatTemplate(made.text, ends)
+
+
+def _ends(tokenizer):
+    """Returns {"bos_token": "<s>", …} of a tokenizer's ends that have a name."""
+    named = {i: token for token, i in tokenizer.specials.items()}
+    ends = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
+    return {name: named[i] for name, i in ends.items() if i in named}
+
+
+def choose(name, tokenizer):
+    """Returns the chat template that a config names.
+
+    Args:
+        name: "own", the one that came with the tokenizer; one of `BUILT_IN`; or a file, *.jinja.
+        tokenizer: see `Tokenizer`.
+
+    Raises:
+        TokenizerError: there is none of its own, an unknown name, a file that cannot be read, or a
+            tokenizer that lacks a token.
+    """
+    if name == "own":
+        if tokenizer.template is None:
+            raise TokenizerError(
+                "config.data.template='own': no chat template came with this tokenizer.\n"
+                f"  Try --config.data.template=chatml (known: {', '.join(BUILT_IN)}), or a file, "
+                "--config.data.template=FILE.jinja."
+            )
+        return tokenizer.template
+    if not name.endswith(".jinja"):
+        return built_in(name, tokenizer)
+    try:
+        text = pathlib.Path(name).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"config.data.template={name!r} cannot be read: {error}.") from None
+    own = tokenizer.template.specials if tokenizer.template else {}
+    return ChatTemplate(text, _ends(tokenizer) | own)
 
 
 def of_files(files, name="default"):
@@ -206,6 +242,19 @@ def encode_chat(
         TokenizerError: as `ChatTemplate.render`; or answers that cannot be found so, since the
             template writes earlier messages in another way when others follow.
     """
+    options = {"add_generation_prompt": add_generation_prompt, "trusted": trusted}
+    ids, answer = encode_answers(tokenizer, template, messages, **options, **variables)
+    return ids, answer > 0
+
+
+def encode_answers(
+    tokenizer, template, messages, *, add_generation_prompt=False, trusted=False, **variables
+):
+    """As `encode_chat`, but tells answers apart.
+
+    Returns:
+        (ids int32[T], number int32[T] of the answer that a token is of, from 1; 0 for none).
+    """
     template.check(messages)
     everything = [messages, variables, template.text, template.specials, list(tokenizer.specials)]
     guard = chat_guard.Guard({} if trusted else tokenizer.specials, everything)
@@ -218,10 +267,10 @@ def encode_chat(
         ends = base.any_of(tokenizer.specials)
         answers = _answers(template, hidden, text, values, ends)
     ids, spans = _tokens(tokenizer, guard, text, answers, trusted)
-    mask = np.zeros(len(ids), bool)
-    for start, end in answers:
-        mask |= (spans[:, 0] < end) & (spans[:, 1] > start)
-    return ids, mask
+    number = np.zeros(len(ids), np.int32)
+    for i, (start, end) in enumerate(answers, 1):
+        number[(spans[:, 0] < end) & (spans[:, 1] > start)] = i
+    return ids, number
 
 
 def _answers(template, messages, text, values, ends):

@@ -8,7 +8,7 @@ import numpy as np
 import tokenizers
 
 from jaxllm.config import near
-from jaxllm.tokenizers import base, guard, hf_train
+from jaxllm.tokenizers import base, chat, guard, hf_train
 from jaxllm.tokenizers.named import FILES, named_tokens
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -29,6 +29,7 @@ class HfTokenizer:
     """
 
     kind = "hf"
+    template = None
 
     def __init__(self, content, specials):
         guard.check(self.kind, content)
@@ -167,15 +168,12 @@ def make(
     if path.is_dir():
         path = path / TOKENIZER_FILE
     content = guard.read(path)
-    beside = _beside(path.parent)
-    return HfTokenizer(content, {name: given[name] or beside[name] for name in SPECIALS})
-
-
-def _beside(directory):
-    """Returns the special tokens that the files beside a tokenizer.json name, "" for none."""
-    paths = [directory / name for name in FILES]
-    files = {path.name: guard.read(path) for path in paths if path.is_file()}
-    return dict.fromkeys(SPECIALS, "") | named_tokens(files, SPECIALS, f"{directory}/")
+    paths = [path.parent / name for name in (*FILES, "chat_template.jinja")]
+    files = {beside.name: guard.read(beside) for beside in paths if beside.is_file()}
+    named = dict.fromkeys(SPECIALS, "") | named_tokens(files, SPECIALS, f"{path.parent}/")
+    made = HfTokenizer(content, {name: given[name] or named[name] for name in SPECIALS})
+    made.template = chat.of_files(files)
+    return made
 
 
 def restore(settings, files):

@@ -25,6 +25,7 @@ class SentencePieceTokenizer:
     """
 
     kind = "sentencepiece"
+    template = None
 
     def __init__(self, model, lossless, added=None, ends=None):
         guard.check(self.kind, model)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxllm import data
+from jaxllm import data, tokenizers
 from jaxllm.config import ConfigError
 from jaxllm.models.config import differences
 from jaxllm.training import imported
@@ -115,7 +115,7 @@ def write(workdir, found):
     """Writes a `Soup` as a work directory, with soup.json of what is in it."""
     workdir, source = pathlib.Path(workdir), pathlib.Path(found.source)
     run = found.first.run
-    run.tokenizer.save(workdir / "tokenizer")
+    tokenizers.save(workdir / "tokenizer", run.tokenizer)
     if (source / imported.RECORD).is_file():  # so that it can go out as it came in
         shutil.copy(source / imported.RECORD, workdir / imported.RECORD)
         shutil.copytree(source / imported.FILES, workdir / imported.FILES)

@@ -167,10 +167,15 @@ def _check_head(config, c):
         )
 
 
-def reads_whole(config):
-    """Whether each token of the text is a target, so that a loss can be told in bits a byte."""
+def told(config):
+    """Returns what `validate` is to know of a loss: is it of text, of all text, counted in what."""
+    if config.objective.kind != "lm":
+        return dict(of_text=False, whole=False)
+    # Runs from before there was a choice have none.
+    by_example = {"per": "token", **config.objective}["per"] == "example"
     plain = data.get(config.data, "rows") in data.ROWS and not data.needs(config.data)
-    return config.objective.kind == "lm" and plain
+    unit = "examples" if by_example else "tokens"
+    return dict(of_text=True, whole=plain and not by_example, unit=unit)
 
 
 def check_classes(c, source):

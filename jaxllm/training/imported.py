@@ -134,10 +134,8 @@ def write(workdir, run, params, view, tokenizer, certificate):
     """
     workdir = pathlib.Path(workdir)
     refuse_used(workdir)
-    tokenizer.save(workdir / "tokenizer")
-    template = chat.of_files(view.files)
-    if template is not None:
-        chat.save(workdir / "tokenizer", template)
+    tokenizer.template = chat.of_files(view.files) or tokenizer.template
+    tokenizers.save(workdir / "tokenizer", tokenizer)
     (workdir / FILES).mkdir(parents=True)
     for name, content in view.files.items():
         (workdir / FILES / name).write_bytes(content)
@@ -247,6 +245,7 @@ def _with_tokenizer(view, tokenizer):
     if files:
         named = {i: text for text, i in tokenizer.specials.items()}
         fields = {f"{name}_token": named[i] for name, i in ids.items() if i in named}
+        fields |= {"chat_template": tokenizer.template.text} if tokenizer.template else {}
         kind = "PreTrainedTokenizerFast" if "tokenizer.json" in files else "LlamaTokenizer"
         text = json.dumps({"tokenizer_class": kind, **fields}, indent=2)
         files["tokenizer_config.json"] = text.encode()

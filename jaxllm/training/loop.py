@@ -146,8 +146,7 @@ class Loop:
                     batch=self.config.validate.batch,
                     batches=self.config.validate.batches,
                     interrupted=self.stop.interrupts,
-                    of_text=self.config.objective.kind == "lm",
-                    whole=fits.reads_whole(self.config),
+                    **fits.told(self.config),
                 )
                 if metrics is None:
                     return "stopped"

@@ -12,7 +12,7 @@ import jax
 
 from jaxllm.config import ConfigError
 from jaxllm.scaling import devices
-from jaxllm.training import announce, base, drift, hosts, initial, processes, setup
+from jaxllm.training import announce, base, drift, hosts, initial, look, processes, setup
 from jaxllm.training.arrays import MismatchError
 from jaxllm.training.checkpoint import Checkpoints
 from jaxllm.training.lock import RunLock
@@ -123,6 +123,9 @@ def _train(run, workdir, lock, stop, stack, notes, started):
         if processes.is_first():
             loop.planned = drift.planned(run, compiled)
             print(announce.page(run, compiled, notes, newest, peak, how, started), flush=True)
+            if sys.stdout.isatty():
+                first = (newest or 0) * config.data.batch
+                print(look.first_rows(run, first), flush=True)
         with watchdog:
             return loop.fit(state, compiled, peak, make_sampler(run, under.refs))[1]
 

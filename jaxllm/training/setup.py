@@ -307,7 +307,7 @@ def open_tokenizer(config, workdir):
 
     def write():
         if not place.exists():
-            tokenizers.make(config.tokenizer, data.texts(config.data)).save(place)
+            tokenizers.save(place, tokenizers.make(config.tokenizer, data.texts(config.data)))
 
     hosts.share("tokenizer", write, PREPARE_S)
     tokenizer = tokenizers.load(place)

@@ -20,6 +20,7 @@ def validate(
     interrupted=lambda: False,
     of_text=True,
     whole=True,
+    unit="tokens",
 ):
     """Returns the metrics of a split, or None if it was interrupted.
 
@@ -34,10 +35,11 @@ def validate(
         of_text: whether the loss is in nats a token of text.
         whole: whether each token of the text is a target; a loss of some of them, such as masked
             ones, says nothing of bits a byte.
+        unit: what a loss of text is counted in.
         interrupted: asked between batches; every process must answer alike.
 
     Returns:
-        {"loss" in nats a token, "perplexity", "bits_per_byte", "accuracy", "tokens"}, of an
+        {"loss" in nats a token, "perplexity", "bits_per_byte", "accuracy", the unit}, of an
         objective that does not predict text {"loss", its other sums over its count, "count"}. Sums
         of batches are added up in float64, in order, so that a rerun gives the same bits.
     """
@@ -57,10 +59,10 @@ def validate(
         return {
             name: float(x / totals["count"]) for name, x in totals.items() if name != "count"
         } | {"count": int(totals["count"])}
-    return summarise(totals, source.bytes_per_token if whole else None)
+    return summarise(totals, source.bytes_per_token if whole else None, unit)
 
 
-def summarise(totals, bytes_per_token):
+def summarise(totals, bytes_per_token, unit="tokens"):
     """Turns sums over a split into metrics; `bytes_per_token` are UTF-8 bytes, None for no bits."""
     count = totals["count"]
     loss = float(totals.get("loss", totals["total"]) / count)
@@ -70,5 +72,5 @@ def summarise(totals, bytes_per_token):
         "perplexity": math.exp(min(loss, 700.0)),
         **bits,
         "accuracy": float(totals["accuracy"] / count) if "accuracy" in totals else None,
-        "tokens": int(count),
+        unit: int(count),
     }

@@ -2,8 +2,8 @@
 
 from jaxllm.config import ConfigError
 from jaxllm.data.errors import DataError
-from jaxllm.data.examples import kinds, labelled, made, rows, written
-from jaxllm.data.examples.rows import Options
+from jaxllm.data.examples import chats, kinds, labelled, made, rows, written
+from jaxllm.data.examples.rows import ChatOptions, Options
 
 SOURCES = {
     "pairs": kinds.pairs,
@@ -11,6 +11,7 @@ SOURCES = {
     "scored": kinds.scored,
     "tagged": kinds.tagged,
     "answers": kinds.answers,
+    "chats": chats.chats,
     "counting": made.counting,
 }
 # What the examples of a kind are for: `store.TASKS`.
@@ -20,24 +21,27 @@ TASK_OF = {
     "scored": "regress",
     "tagged": "tag",
     "answers": "span",
+    "chats": "chat",
 }
 ROWS = {
     "pairs": written.Pairs,
     "completion": written.Completion,
     "together": labelled.Together,
     "examples": labelled.Labelled,
+    "chat": written.Chats,
 }
 # Rows and the tasks that they are for, the usual one first.
 FOR = {
     "pairs": ("pairs",),
     "completion": ("pairs",),
     "together": ("pairs",),
+    "chat": ("chat",),
     "examples": ("classify", "regress", "tag", "span"),
 }
 # Transforms that may change rows of examples: those that read nothing but `tokens`.
 TRANSFORMS = ("noise", "word_dropout")
 
-__all__ = ["ROWS", "SOURCES", "Options", "check", "empty", "same_classes", "task_of"]
+__all__ = ["ROWS", "SOURCES", "ChatOptions", "Options", "check", "empty", "same_classes", "task_of"]
 
 
 def task_of(sources):
@@ -72,7 +76,7 @@ def check(config, rows_name, options):
     Args:
         config: `config.data`.
         rows_name: of its rows.
-        options: `Options`.
+        options: of the class of these rows, its `OPTIONS`.
     """
     task = task_of(config.sources)
     if (task is None) == (rows_name in ROWS):
@@ -87,6 +91,9 @@ def check(config, rows_name, options):
         raise ConfigError(
             f"config.data.rows={rows_name!r} is not for {task}.\n  Try --config.data.rows={good}."
         )
+    if isinstance(options, ChatOptions):
+        chats.check(config, options)
+        return
     if options.input_length < 0 or options.start < -1:
         name, least = ("input_length", 0) if options.input_length < 0 else ("start", -1)
         raise ConfigError(
@@ -101,7 +108,7 @@ def empty(config, rows_name, options, count):
     Args:
         config: `config.data`.
         rows_name: of its rows, one of `ROWS`.
-        options: `Options`.
+        options: of the class of these rows, its `OPTIONS`.
     """
     shapes = ROWS[rows_name].shapes(task_of(config.sources), config.length, options)
     return rows.empty(shapes, count)

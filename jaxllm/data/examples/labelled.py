@@ -32,7 +32,7 @@ class Labelled(ExampleRows):
         stored, rows = self.stored, np.ones(self.examples, np.int64)
         parts = np.diff(stored.first)
         total = self.sums(False) + self.sums(True)
-        room = self.length - (self.marks["cls"] >= 0) - parts * (self.marks["sep"] >= 0)
+        room = self.around(parts)
         if room.min() < parts.max():
             raise ConfigError(
                 f"config.data.length={self.length} has no room for a text and its marks.\n"
@@ -48,6 +48,11 @@ class Labelled(ExampleRows):
         self.cut = int((total > room).sum())
         self.filled, self.room = int(np.minimum(total, room).sum()), self.length
         return rows * self.length, self.length
+
+    def around(self, parts):
+        """Returns how many tokens of `parts` texts fit a row, beside its lead and marks."""
+        room = self.length - self.lead - (self.marks["cls"] >= 0)
+        return room - parts * (self.marks["sep"] >= 0)
 
     def _steps(self, room):
         """Returns how many tokens further the next row of each context begins."""
@@ -74,7 +79,7 @@ class Labelled(ExampleRows):
         """Returns [(part, first token, tokens)] of the row `lap` of an example."""
         parts, lengths = self.stored.parts(example), self.stored.lengths
         sizes = [int(lengths[part]) for part in parts]
-        room = self.length - (self.marks["cls"] >= 0) - len(parts) * (self.marks["sep"] >= 0)
+        room = self.around(len(parts))
         if self.task != "span":
             return [(p, 0, n) for p, n in zip(parts, cut(sizes, room), strict=True)]
         question = min(sizes[0], room // 2)
@@ -102,7 +107,7 @@ class Labelled(ExampleRows):
     def compose(self, layout):
         """Returns ([(column, part, first token, tokens)], ids, token types) of a row."""
         sep = [self.marks["sep"]] if self.marks["sep"] >= 0 else []
-        ids = [self.marks["cls"]] if self.marks["cls"] >= 0 else []
+        ids = [0] * self.lead + ([self.marks["cls"]] if self.marks["cls"] >= 0 else [])
         kinds, placed = [0] * len(ids), []
         for index, (part, first, count) in enumerate(layout):
             placed.append((len(ids), part, first, count))
@@ -118,14 +123,14 @@ class Labelled(ExampleRows):
             out["weight"][row, column : column + count] = tags >= 0
 
     def _answer(self, example, column, part, first, count):
-        """Returns the first and last token of an answer in its row, 0 and 0 where it is not whole.
+        """Returns the first and last token of an answer in its row, the first mark's if not whole.
 
-        Position 0 is that of the first mark, as in BERT.
+        That of the first mark is position 0, as in BERT, or the one behind the lead.
         """
         begin = int(self.stored.starts[part]) + first
         answer = np.array(self.stored.label[example]) - begin
         if answer[0] < 0 or answer[1] >= count:
-            return 0, 0
+            return self.lead, self.lead
         return answer + column
 
     def context(self, place):
@@ -165,7 +170,8 @@ class Together(ExampleRows):
                 f"some of {int(parts[parts != 2][0])}.\n  Try --config.data.rows=examples, or "
                 "leave out its suffix."
             )
-        around = (self.marks["cls"] >= 0) + (self.marks["sep"] >= 0)
+        self.need_room(self.length)
+        around = (self.marks["cls"] >= 0) + (self.marks["sep"] >= 0) + self.lead
         lengths = self.stored.lengths + around
         self.cut = int((lengths.reshape(-1, 2) > self.length).any(axis=1).sum())
         self.filled, self.room = int(np.minimum(lengths, self.length).sum()), 2 * self.length
@@ -174,7 +180,7 @@ class Together(ExampleRows):
     def fill(self, found, rows):
         """Returns the batch of `rows` rows, each of one example."""
         out = empty(self.shapes(self.task, self.length, self.options), rows)
-        first = [self.marks["cls"]] if self.marks["cls"] >= 0 else []
+        first = [0] * self.lead + ([self.marks["cls"]] if self.marks["cls"] >= 0 else [])
         last = [self.marks["sep"]] if self.marks["sep"] >= 0 else []
         for row, example in zip(found[0].tolist(), found[1].tolist(), strict=True):
             out["weight"][row] = 1

@@ -36,6 +36,8 @@ class CountingSource(ExampleSource):
         if self.task == "pairs":
             target = Part(" ".join(names[-2:]), "target", loss=True)
             return Example((Part(read + " ", "input"), target), where)
+        if self.task == "chat":
+            return _chat(names, where)
         if self.task == "classify":
             return Example((text,), where, "up" if step > 0 else "down")
         if self.task == "regress":
@@ -51,11 +53,21 @@ class CountingSource(ExampleSource):
         return Example((asked, Part(read, "context")), where, (1, begin, begin + len(names[1])))
 
 
+def _chat(names, where):
+    """A chat that asks what comes next, and next."""
+    said = [" ".join(names[:-2]), names[-2], "and then?", names[-1]]
+    messages = [
+        {"role": ("user", "assistant")[i % 2], "content": words} for i, words in enumerate(said)
+    ]
+    parts = tuple(Part(words, ("prompt", "assistant")[i % 2]) for i, words in enumerate(said))
+    return Example(parts, where, (messages, None))
+
+
 def counting(*, task="pairs", count=300, seed=0):
     """Made-up texts that count up or down in words: how they go on, which way, how far.
 
     Args:
-        task: pairs, classify, regress, tag or span.
+        task: pairs, classify, regress, tag, span or chat.
         count: examples.
         seed: another seed, other examples.
 

@@ -33,6 +33,21 @@ class Options(NamedTuple):
     start: int = -1
 
 
+class ChatOptions(NamedTuple):
+    """The same of rows of chats.
+
+    Attributes:
+        pack: as of `Options`.
+        loss_on: what is learned: the "answers" of the assistant, the "last" of them, or "all".
+        too_long: what becomes of a chat longer than a row: it loses its oldest "turns", is "cut" at
+            its end, or is left out ("drop").
+    """
+
+    pack: bool = True
+    loss_on: str = "answers"
+    too_long: str = "turns"
+
+
 class ExampleRows(Rows):
     """Rows of one shard set's examples, with the interface of `windows.Source`.
 
@@ -42,18 +57,26 @@ class ExampleRows(Rows):
     Args:
         directory, manifest, split, batch, length, seed, name: as of `windows.Source`.
         options: `Options`.
+        lead: places of token 0 that each example begins with (of pairs its input; of texts
+            together each); not learned.
 
     Attributes:
         tokens, bytes, bytes_per_token, manifest, name, steps_per_epoch: as of `windows.Source`.
         train_rows, epoch_rows: rows in an epoch.
         examples: in the split.
         cut: how many of them are longer than a row allows.
+        left_out: {why: how many of them are in no row}.
         filled, room: tokens of all examples in rows; places for tokens in one row.
         efficiency: share of all places that hold a token.
     """
 
-    def __init__(self, directory, manifest, split, *, batch, length, seed, name, options):
+    OPTIONS = Options
+
+    def __init__(
+        self, directory, manifest, split, *, batch, length, seed, name, options, lead=0
+    ):  # fmt: skip
         self.manifest, self.batch, self.length, self.name = manifest, batch, length, name
+        self.lead, self.left_out = lead, {}
         self.options, self.task = options, manifest["task"]
         self.marks = dict(manifest["marks"])
         self.stored = Stored(directory, manifest, split)
@@ -69,6 +92,12 @@ class ExampleRows(Rows):
         self._check_marks()
         self.cut = 0
         sizes, places = self.sizes()
+        if not sizes.any():
+            raise ConfigError(
+                f"config.data: no example of the {split} split of source {name!r} has a place in a "
+                f"row: {', '.join(f'{n:,} {why}' for why, n in self.left_out.items())}.\n"
+                f"  Try --config.data.length={2 * length}."
+            )
         self._packer = Packer(sizes, places, seed, name, split)
         self.train_rows = self.epoch_rows = self._packer.rows
         self.steps_per_epoch = -(-self.train_rows // batch)
@@ -79,6 +108,14 @@ class ExampleRows(Rows):
             raise ConfigError(
                 "config.data.begin=True, but the tokenizer has no beginning token.\n"
                 "  Try --config.data.begin=False."
+            )
+
+    def need_room(self, length):
+        """Raises ConfigError unless a row of so many places holds a token behind its lead."""
+        if length - self.lead < 2 and self.lead:
+            raise ConfigError(
+                f"config.data.length: {length} places have no room for text behind the {self.lead} "
+                f"that each example begins with.\n  Try --config.data.length={4 * self.lead + 64}."
             )
 
     def empty(self, rows):

@@ -17,6 +17,7 @@ import numpy as np
 from jaxllm.config import near
 from jaxllm.data import shards
 from jaxllm.data.errors import BadInput, DataError
+from jaxllm.data.examples import chats
 from jaxllm.tokenizers import TokenizerError
 
 # What examples are for, and what is known of each: its array and dtype, where there is one.
@@ -26,6 +27,7 @@ TASKS = {
     "regress": ("label", "<f4", 0),
     "span": ("label", "<i8", 2),
     "tag": ("tags", "<i4", 0),
+    "chat": None,
 }
 # Numbers in stored arrays: append, never reorder.
 ROLES = (
@@ -34,7 +36,7 @@ ROLES = (
 )
 
 
-def add_all(source, tokenizer, writers, choose, bad):
+def add_all(source, tokenizer, writers, choose, bad, options):
     """Writes all examples of a source.
 
     Args:
@@ -43,6 +45,7 @@ def add_all(source, tokenizer, writers, choose, bad):
         writers: {split: shards.SplitWriter}.
         choose: text -> split.
         bad: `BadInput`.
+        options: what the shards depend on besides; of chats see `chats.settings`.
 
     Returns:
         What the manifest has besides.
@@ -51,6 +54,7 @@ def add_all(source, tokenizer, writers, choose, bad):
         DataError: bad input, or a task that needs classes and finds none.
     """
     classes = classes_of(source, bad.policy)
+    encode_chat = chats.Encoder(tokenizer, options, bad) if source.task == "chat" else None
     for writer in writers.values():  # of a split without examples, too
         writer.array("parts", "<i8", 4)
         if TASKS[source.task]:
@@ -62,8 +66,12 @@ def add_all(source, tokenizer, writers, choose, bad):
             detail = f"{unknown[0]!r} is not among classes.{near(unknown[0], classes)}"
             bad("unknown class", example.where, detail)
             continue
-        _add(writer, tokenizer, example, source.task, classes, bad)
+        if encode_chat:
+            _add_chat(writer, example, encode_chat(example))
+        else:
+            _add(writer, tokenizer, example, source.task, classes, bad)
     return {
+        **({"shortened": encode_chat.shortened} if encode_chat else {}),
         "task": source.task,
         "classes": list(classes),
         "settings": source.settings,
@@ -128,6 +136,21 @@ def _add(writer, tokenizer, example, task, classes, bad):
     label |= {"classify": classes[example.label]} if task == "classify" else {}
     if task in label:
         writer.array(*TASKS[task]).write([label[task]])
+
+
+def _add_chat(writer, example, parts):
+    """Appends a chat to a split, nothing where `parts` is None."""
+    if parts is None:
+        return
+    number = writer.documents
+    writer.start_document()
+    for role, loss, ids in parts:
+        row = (number, writer.tokens, ROLES.index(role), loss)
+        writer.array("parts", "<i8", 4).write([row])
+        writer.write(ids, example.where)
+    for part in example.parts:
+        writer.bytes += len(part.content.encode())
+        writer.characters += len(part.content)
 
 
 def _encode(tokenizer, part, index, label, task):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxllm.data.examples.rows import ExampleRows, empty
+from jaxllm.data.examples.rows import ChatOptions, ExampleRows, empty
 
 
 class Pairs(ExampleRows):
@@ -26,7 +26,8 @@ class Pairs(ExampleRows):
     def sizes(self):
         """Returns (places of each example, places of a row)."""
         S, T = self.options.input_length or self.length, self.length
-        end, begin = self.marks["eos"] >= 0, self.options.begin
+        self.need_room(S)
+        end, begin = self.marks["eos"] >= 0, self.options.begin + self.lead
         read, written = self.sums(False) + end + begin, self.sums(True) + end
         self.cut = int(((read > S) | (written > T)).sum())
         read, written = np.minimum(read, S), np.minimum(written, T)
@@ -45,6 +46,7 @@ class Pairs(ExampleRows):
             start = max(self.marks["pad"], 0)
         for row, example in zip(found[0].tolist(), found[1].tolist(), strict=True):
             inputs, targets = self.sides(example)
+            inputs = np.append(np.zeros(self.lead, np.int32), inputs)
             number[row] += 1
             at = slice(read[row], read[row] + len(inputs))
             out["inputs"][row, at], out["inputs_segment"][row, at] = inputs, number[row]
@@ -59,7 +61,7 @@ class Pairs(ExampleRows):
 
     def sides(self, example):
         """Returns (inputs, targets), the ids of an example with what stands around them."""
-        S, T = self.options.input_length or self.length, self.length
+        S, T = (self.options.input_length or self.length) - self.lead, self.length
         begin = [self.marks["bos"]] if self.options.begin else []
         end = [self.marks["eos"]] if self.marks["eos"] >= 0 else []
         parts, loss = self.stored.parts(example), self.stored.loss
@@ -84,13 +86,19 @@ class Completion(ExampleRows):
 
     def sizes(self):
         """Returns (places of each example, places of a row)."""
+        self.need_room(self.length)
         around = self.options.begin + (self.marks["eos"] >= 0)
         places = np.maximum(self.sums(False) + self.sums(True) + around - 1, 0)
-        self.cut = int((places > self.length).sum())
-        places = np.minimum(places, self.length)
-        sizes = places if self.options.pack else np.full(self.examples, self.length)
+        self.cut = int((places > self.length - self.lead).sum())
+        return self.packed(np.minimum(places, self.length - self.lead)), self.length
+
+    def packed(self, places):
+        """Returns the places of each example of so many tokens with a target, 0 for those of none.
+
+        Sets `filled` and `room`.
+        """
         self.filled, self.room = int(places.sum()), self.length
-        return sizes, self.length
+        return np.where(places > 0, places + self.lead if self.options.pack else self.length, 0)
 
     def fill(self, found, rows):
         """Returns the batch of `rows` rows that examples make up."""
@@ -98,12 +106,14 @@ class Completion(ExampleRows):
         used, number = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
         for row, example in zip(found[0].tolist(), found[1].tolist(), strict=True):
             ids, counts = self.one(example)
-            at = slice(used[row], used[row] + len(ids) - 1)
             number[row] += 1
+            first, end = used[row], used[row] + self.lead + len(ids) - 1
+            at = slice(first + self.lead, end)
             out["tokens"][row, at], out["targets"][row, at] = ids[:-1], ids[1:]
             out["weight"][row, at] = counts[1:]
-            out["position"][row, at], out["segment"][row, at] = np.arange(len(ids) - 1), number[row]
-            used[row] = at.stop
+            out["position"][row, first:end] = np.arange(end - first)
+            out["segment"][row, first:end] = number[row]
+            used[row] = end
         return out
 
     def one(self, example):
@@ -111,7 +121,66 @@ class Completion(ExampleRows):
         begin = [self.marks["bos"]] if self.options.begin else []
         end = [self.marks["eos"]] if self.marks["eos"] >= 0 else []
         parts = self.stored.parts(example)
-        ids, counts = self.joined(parts, self.length + 1 - len(begin) - len(end))
+        room = self.length - self.lead + 1 - len(begin) - len(end)
+        ids, counts = self.joined(parts, room)
         last = bool(self.stored.loss[parts[-1]])
         ids = np.array([*begin, *ids, *end], np.int32)
         return ids, np.array([*[False] * len(begin), *counts, *[last] * len(end)], bool)
+
+
+class Chats(Completion):
+    """Chats as their template writes them, for a decoder; `weight` is 1 on what is learned.
+
+    A chat with nothing to learn in its row is left out.
+    """
+
+    OPTIONS = ChatOptions
+
+    def _check_marks(self):
+        """Nothing stands around a chat but what its template writes."""
+
+    def sizes(self):
+        """Returns (places of each example, places of a row)."""
+        self.need_room(self.length)
+        stored, room = self.stored, self.length - self.lead + 1
+        first, last = stored.first[:-1], stored.first[1:]
+        starts = np.append(stored.starts, self.tokens)
+        total = starts[last] - starts[first]
+        self._kept = np.minimum(total, room)
+        self._learned = self._choose()
+        part = np.arange(len(stored.lengths))
+        example = np.searchsorted(stored.first, part, "right") - 1
+        begin = stored.starts - starts[first][example]
+        end = np.minimum(begin + stored.lengths, self._kept[example])
+        asked = np.maximum(end - np.maximum(begin, 1), 0) * self._learned  # no target is the first
+        asked = np.bincount(example, asked, self.examples)
+        over = total > room
+        dropped = over & (self.options.too_long != "cut")
+        empty = (asked == 0) & ~dropped
+        self.cut = int((over & ~dropped & ~empty).sum())
+        told = {"longer than a row": dropped, f"no token to learn ({self._words()})": empty}
+        self.left_out = {why: int(these.sum()) for why, these in told.items() if these.any()}
+        return self.packed(np.where(dropped | empty, 0, self._kept - 1)), self.length
+
+    def _words(self):
+        return f"data.loss_on={self.options.loss_on}"
+
+    def _choose(self):
+        """Returns whether each part is learned."""
+        stored, loss_on = self.stored, self.options.loss_on
+        if loss_on == "all":
+            return np.ones(len(stored.loss), bool)
+        if loss_on == "answers":
+            return stored.loss
+        part = np.flatnonzero(stored.loss)
+        example = np.searchsorted(stored.first, part, "right")
+        last = np.zeros(len(stored.loss), bool)
+        last[part[np.diff(example, append=-1) != 0]] = True
+        return last
+
+    def one(self, example):
+        """Returns (ids, whether each counts) of an example, as much of it as fits."""
+        parts, kept = self.stored.parts(example), int(self._kept[example])
+        ids = self.ids(self.stored.starts[parts[0]], kept)
+        learned, lengths = self._learned[list(parts)], self.stored.lengths[list(parts)]
+        return ids, np.repeat(learned, lengths)[:kept]
