@@ -38,10 +38,10 @@ def main(file, overrides):
     trained = reopen.open_trained(f.workdir, overrides, f.step)
     place = pathlib.Path(f.workdir) / "data"
     run = trained.run
-    data.prepare(config.data, run.tokenizer, place)
-    source = data.open_split(
-        config.data, run.tokenizer, place, f.split, config.seed, vocab=run.model.config.vocab
-    )
+    vocab, lead = run.model.config.vocab, run.method.lead
+    data.prepare(config.data, run.tokenizer, place, lead=lead)
+    what = (config.data, run.tokenizer, place, f.split, config.seed)
+    source = data.open_split(*what, vocab=vocab, lead=lead)
     batch = config.validate.batch
     kind, params = config.objective.kind, trained.params
     own, refs, told = trained.own, trained.refs, fits.told(config)

@@ -2,13 +2,14 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxllm.finetune import method as methods
 from jaxllm.finetune import parts
-from jaxllm.models import abstract_params, adapters, quantized
+from jaxllm.models import abstract_module, abstract_params, adapters, quantized
 
 
 def begin(method, c, base, drawn, ids=()):
@@ -25,13 +26,14 @@ def begin(method, c, base, drawn, ids=()):
     lora = _part(method, parts.Lora)
     if lora and method.start == "pissa":
         for path in _loras(found):
-            a, b = principal(base[f"{path}/w"], found[f"{path}/lora/a"], _info(c, path), lora.scale)
+            a = found[f"{path}/lora/a"]
+            a, b = principal(base[f"{path}/w"], a, forms(c)[path], lora.scale)
             found |= {f"{path}/lora/a": a, f"{path}/lora/b": b}
     if lora and lora.magnitude:
         frozen = freeze(method, c, base, found, c.dtype)
         for path in _loras(found):
             w = _read(method, c, path, frozen)
-            found[f"{path}/lora/m"] = _lengths(found, path, w, _info(c, path), lora.scale)
+            found[f"{path}/lora/m"] = _lengths(found, path, w, forms(c)[path], lora.scale)
     if ids:
         path = next(path for path in found if path.endswith("prompt/table"))
         rows = jnp.asarray([ids[i % len(ids)] for i in range(found[path].shape[0])])
@@ -56,7 +58,7 @@ def freeze(method, c, base, first, dtype):
         w, name = base[path], path.removesuffix("/w")
         if name in taken:
             a, b = first[f"{name}/lora/a"], first[f"{name}/lora/b"]
-            w = w - lora.scale * product(a, b, stacks_of(info)).reshape(w.shape)
+            w = w - lora.scale * product(a, b, forms(c)[name].stacks).reshape(w.shape)
         if path in whole:
             cast = info.multiplies or info.is_table
             found[path] = w.astype(dtype) if cast else w
@@ -69,19 +71,18 @@ def freeze(method, c, base, first, dtype):
     return found
 
 
-def principal(w, a, info, scale):
+def principal(w, a, form, scale):
     """Returns (A, B) of a weight's largest singular vectors; scale · A B is the nearest to it.
 
     Args:
-        w: the weight, stacked by layer or expert as `info` says.
+        w: the weight.
         a: A as drawn, whose shape it has.
-        info: ParamInfo of the weight.
+        form: `Form` of the weight.
         scale: of the product.
 
     Source: Meng et al. 2024, arXiv:2404.02948, section 3.
     """
-    stacks, rank = stacks_of(info), a.shape[-1]
-    inputs = len(info.inputs)
+    (stacks, inputs), rank = form, a.shape[-1]
     ins = math.prod(w.shape[stacks : stacks + inputs])
     made = w.shape[stacks + inputs :]
 
@@ -103,14 +104,28 @@ def _loras(found):
     return [path.removesuffix("/lora/a") for path in found if path.endswith("/lora/a")]
 
 
-def _info(c, path):
-    return abstract_params(c)[f"{path}/w"]
+class Form(NamedTuple):
+    """How a projection's weight is laid out.
+
+    Attributes:
+        stacks: leading dimensions that number independent weights, of layers, experts or heads.
+        inputs: dimensions behind those that are contracted.
+    """
+
+    stacks: int
+    inputs: int
 
 
-def stacks_of(info):
-    """Returns how many leading dimensions number independent weights."""
-    after = int(info.is_stacked)
-    return after + info.axes[after:].index(info.inputs[0])
+@functools.lru_cache
+def forms(c):
+    """Returns {path: `Form`} of a model's projections."""
+
+    def form(part):
+        layers = len(part.w.shape) - len(part.letters)
+        return Form(layers + int(part.stacked), len(part.contracted))
+
+    found = parts.projections(abstract_module(c))
+    return {path: form(part) for path, part in found.items()}
 
 
 def product(a, b, stacks):
@@ -122,7 +137,7 @@ def product(a, b, stacks):
 
 def _read(method, c, path, frozen):
     """A weight as the model reads it, float32."""
-    few, info = _part(method, parts.Quantize), _info(c, path)
+    few, info = _part(method, parts.Quantize), abstract_params(c)[f"{path}/w"]
     if few is None or f"{path}/w" in frozen:
         return frozen[f"{path}/w"].astype(jnp.float32)
     return dense(info, few.format, [frozen[f"{path}/w/{name}"] for name in quantized.PARTS])
@@ -139,13 +154,12 @@ def dense(info, format, held):
     return jax.lax.map(one, tuple(held)) if cut else one(tuple(held))
 
 
-def _lengths(found, path, w, info, scale):
+def _lengths(found, path, w, form, scale):
     a, b = found[f"{path}/lora/a"], found[f"{path}/lora/b"]
-    inputs, stacks = len(info.inputs), stacks_of(info)
-    axes = tuple(range(inputs))
+    axes = tuple(range(form.inputs))
 
     def one(held):
         w, a, b = held
         return adapters.length(w, a, b, scale, axes)
 
-    return jax.lax.map(one, (w, a, b)) if stacks else one((w, a, b))
+    return jax.lax.map(one, (w, a, b)) if form.stacks else one((w, a, b))

@@ -27,7 +27,7 @@ def merge(method, c, params):
         )
     few = next((p for p in method.parts if isinstance(p, parts.Quantize)), None)
     lora = next((p for p in method.parts if isinstance(p, parts.Lora)), None)
-    found = {}
+    found, forms = {}, beginning.forms(c)
     for path, info in abstract_params(c).items():
         if path in params:
             w = params[path].astype(jnp.float32)
@@ -35,28 +35,27 @@ def merge(method, c, params):
             w = beginning.dense(info, few.format, [params[f"{path}/{n}"] for n in quantized.PARTS])
         name, end = path.rpartition("/")[::2]
         if end == "w" and f"{name}/lora/a" in params:
-            w = _with_lora(w, info, name, params, lora.scale)
-        if end in ("w", "b"):
-            w = _scaled(w, info, name, end, params)
+            w = _with_lora(w, forms[name], name, params, lora.scale)
+        if name in forms:
+            w = _scaled(w, forms[name].stacks, name, end, params)
         found[path] = w
     return found
 
 
-def _with_lora(w, info, name, params, scale):
-    stacks = beginning.stacks_of(info)
+def _with_lora(w, form, name, params, scale):
+    stacks, inputs = form
     a, b = params[f"{name}/lora/a"], params[f"{name}/lora/b"]
     w = w + scale * beginning.product(a, b, stacks).reshape(w.shape)
     if f"{name}/lora/m" not in params:
         return w
-    axes = tuple(range(stacks, stacks + len(info.inputs)))
+    axes = tuple(range(stacks, stacks + inputs))
     size = jnp.sqrt(jnp.sum(jnp.square(w), axis=axes, keepdims=True))
     m = params[f"{name}/lora/m"]
     return w / size * m.reshape(*size.shape)
 
 
-def _scaled(w, info, name, end, params):
+def _scaled(w, stacks, name, end, params):
     """A weight or a bias with the factors of IA3 in it."""
-    stacks = beginning.stacks_of(info)
     factor = params.get(f"{name}/scale_out/w")
     if factor is not None:
         own = (*factor.shape[:stacks], *(1,) * (w.ndim - factor.ndim), *factor.shape[stacks:])

@@ -150,6 +150,7 @@ class Prompt:
 
     def __call__(self, module, key):
         stack = stacks(module)
+        stack.lead = self.tokens
         stack.prompt = nnx.data(adapters.Prompt(stack.c, self.tokens, key=key_of(key, "prompt")))
 
 
@@ -162,6 +163,7 @@ class Prefix:
 
     def __call__(self, module, key):
         stack = stacks(module)
+        stack.lead = self.tokens
         c, of_layers, of_source = stack.c, *jax.random.split(key_of(key, "prefix"))
         part = adapters.Prefix(c, self.tokens, self.hidden, key=of_layers)
         stack.layers.attn.prefix = nnx.data(part)

@@ -78,7 +78,7 @@ def _module(c, rewrite, key):
 
 
 @functools.lru_cache
-def _abstract_module(c, rewrite):
+def abstract_module(c, rewrite=None):
     """The module with shapes in place of arrays; only ever read."""
     return nnx.eval_shape(lambda: _module(c, rewrite, jax.random.key(0)))
 
@@ -118,7 +118,7 @@ def make(c, shard=place_nowhere, gather=is_whole, rewrite=None):
         rewrite: None, or a hashable function (module, key) that puts parts of `adapters` into a
             `Transformer` and weights into fewer bits; its attribute `lead` is the model's.
     """
-    graph, state, rest = nnx.split(_abstract_module(c, rewrite), nnx.Param, ...)
+    graph, state, rest = nnx.split(abstract_module(c, rewrite), nnx.Param, ...)
 
     def module(params):
         filled = jax.tree.map(lambda leaf: leaf, state)
@@ -182,7 +182,7 @@ def abstract_params(c, rewrite=None):
     of `make`.
     """
     infos = {}
-    for path, variable in nnx.to_flat_state(nnx.state(_abstract_module(c, rewrite), nnx.Param)):
+    for path, variable in nnx.to_flat_state(nnx.state(abstract_module(c, rewrite), nnx.Param)):
         stacked = ("layers",) if "layers" in path else ()
         metadata = variable.get_metadata()
         infos["/".join(map(str, path))] = ParamInfo(

@@ -75,6 +75,7 @@ class Stack(nnx.Module):
         self.types = make_table(0.02, c.token_types, "types") if c.token_types else None
         self.query = make_table(0.02, 1, "types") if c.two_streams else None
         self.prompt = self.prefix_source = None  # see `adapters`
+        self.lead = 0  # places at the start of a document that these have
         self.embed_norm = Norm(c, c.width, "D", rngs=rngs) if c.embed_norm else None
         self.distance = Buckets(c, rngs=rngs) if c.position == "buckets" else None
         keys = jax.random.split(rngs.params(), c.layers)
@@ -269,9 +270,9 @@ class Transformer(Stack):
 
     def _pool(self, x_BTD, batch):
         """The first or last token of a row's first document, or the mean of all, float32."""
-        real_BT = batch["segment"] == 1
+        real_BT = (batch["segment"] == 1) & (batch["position"] >= self.lead)
         end_B1 = wire.largest(jnp.where(real_BT, batch["position"], 0).max(1, keepdims=True))
-        at_BT = {"first": 0, "last": end_B1, "mean": batch["position"]}[self.c.pool]
+        at_BT = {"first": self.lead, "last": end_B1, "mean": batch["position"]}[self.c.pool]
         chosen_BT = (real_BT & (batch["position"] == at_BT)).astype(jnp.float32)
         total_BD = jnp.einsum("BT,BTD->BD", chosen_BT, x_BTD.astype(jnp.float32))
         total_BD, count_B = wire.sum_tokens((total_BD, chosen_BT.sum(1)))

@@ -101,8 +101,10 @@ def _open_like(first, whose, part, overrides):
 def _loss_on_validation(first, workdir):
     """Returns params -> validation loss in nats a token, on the data of the first run."""
     run, config, place = first.run, first.run.config, pathlib.Path(workdir) / "data"
-    data.prepare(config.data, run.tokenizer, place)
-    source = data.open_split(config.data, run.tokenizer, place, "validation", config.seed)
+    lead = run.method.lead
+    data.prepare(config.data, run.tokenizer, place, lead=lead)
+    what = (config.data, run.tokenizer, place, "validation", config.seed)
+    source = data.open_split(*what, lead=lead)
 
     def loss(params):
         options = dict(batch=config.validate.batch, batches=config.validate.batches)

@@ -38,6 +38,7 @@ def page(workdir, step):
         config.seed,
         steps=config.steps,
         vocab=vocab,
+        lead=setup.method_of(config).lead,
     )
     lines = [f"step {step} of {workdir}: {source.batch} rows of {source.length} tokens"]
     for origin in data.explain(source, step - 1):

@@ -29,7 +29,10 @@ def load_config(workdir, overrides=(), given_by="--workdir"):
                 f"--config=configs/shakespeare_char.py --workdir={workdir}"
             )
         raise ConfigError(f"{given_by}={workdir}: no config.json there, so no run. {advice}")
-    config = ConfigDict(json.loads(path.read_text(), object_hook=_tuples)).lock()
+    config = ConfigDict(json.loads(path.read_text(), object_hook=_tuples))
+    if "finetune" not in config:  # a run from before there was another way
+        config.finetune = dict(kind="full", freeze="")
+    config.lock()
     for field, text in overrides:
         settings.override(config, field, text)
     return config

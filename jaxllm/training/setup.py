@@ -98,7 +98,7 @@ def check_program(config, devices):
             arguments(table, config[name], name, ignore=others)
     c = model_config(config.model, vocab=1, length=config.data.length)  # tokenizer not yet known
     shape = sharding.mesh_shape(config.mesh, devices)
-    method = make(finetune.METHODS, config.finetune, "finetune")
+    method = method_of(config)
     finetune.check(method, c, shape)
     _make_optimizer(config, method, c)
     model = models.make(c, rewrite=method.rewrite)
@@ -225,7 +225,7 @@ def assemble_program(config, vocab, devices):
     platform = mesh.devices.flat[0].platform
     c = fits.for_rows(config, c)
     c = models.for_platform(c, platform, config.data.length, mesh.shape["seq"])
-    method = make(finetune.METHODS, config.finetune, "finetune")
+    method = method_of(config)
     shard, rules = sharding.make_shard(mesh), sharding.RULES[config.sharding]
     model = models.make(c, shard, rewrite=method.rewrite)
     specs = sharding.param_specs(model.infos, rules.params, mesh)
@@ -330,16 +330,17 @@ def open_data(config, tokenizer, workdir):
     """
     place = pathlib.Path(workdir) / "data"
 
-    vocab = model_vocab(config, tokenizer)
+    vocab, lead = model_vocab(config, tokenizer), method_of(config).lead
 
     def prepare():
-        return data.prepare(config.data, tokenizer, place)
+        return data.prepare(config.data, tokenizer, place, lead=lead)
 
     if hosts.count() > 1:  # on a shared disk the others then find what process 0 wrote
         hosts.share("token shards", lambda: bool(prepare()), PREPARE_S)
     manifests = prepare()
+    options = dict(vocab=vocab, lead=lead)
     train, validation = (
-        data.open_split(config.data, tokenizer, place, split, config.seed, steps=steps, vocab=vocab)
+        data.open_split(config.data, tokenizer, place, split, config.seed, steps=steps, **options)
         for split, steps in (("train", config.steps), ("validation", 0))
     )
     notes = data.describe(train, config.steps)
@@ -349,6 +350,11 @@ def open_data(config, tokenizer, workdir):
         if counts
     ]
     return train, validation, notes
+
+
+def method_of(config):
+    """Returns the `finetune.Method` of a config."""
+    return make(finetune.METHODS, config.finetune, "finetune")
 
 
 def model_vocab(config, tokenizer):
