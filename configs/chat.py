@@ -7,6 +7,7 @@ python -m jaxllm.train --config=configs/chat.py:path=chats.jsonl.zst,init=runs/s
     --workdir=runs/tuned
 python -m jaxllm.sample --workdir=runs/tuned --chat
 
+`method=lora` (qlora, prompt, prefix, adapter, ia3) trains little of it: see docs/finetune.md.
 Without `init` a small model and its tokenizer begin from nothing, and talk in ChatML.
 """
 
@@ -15,7 +16,9 @@ from jaxllm.config import model_of, parse_arg
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, path="", shape="messages", init="", template="", smoke=False)
+    arg = parse_arg(
+        arg, path="", shape="messages", init="", template="", method="full", smoke=False
+    )
     c = base.get_config()
     c.steps = 1_000
     c.data.sources = dict(main=dict(kind="chats", path=arg.path, shape=arg.shape, weight=1.0))
@@ -29,7 +32,8 @@ def get_config(arg=None):
         c.init_from = arg.init
         c.model.update(model_of(arg.init))
         c.tokenizer = dict(kind="saved", path=arg.init)
-        c.schedule.lr = 2e-5
+        c.finetune = dict(kind=arg.method)
+        c.schedule.lr = 2e-5 if arg.method == "full" else 5e-4
     c.validate.update(every=250, batch=16)
     c.checkpoint.every = 250
     c.sample.tokens = 0  # jaxllm.sample --chat talks with it
