@@ -49,7 +49,19 @@ def main(file, overrides):
     """Evaluates, in one of the two ways."""
     if file:
         raise ConfigError("The run's own config is used. Leave --config out.")
-    f = flags.FLAGS
+    return choose(flags.FLAGS, overrides)
+
+
+def choose(f, overrides):
+    """The same, of flags that are read.
+
+    Args:
+        f: absl's flags.
+        overrides: settings on the command line.
+
+    Raises:
+        ConfigError: flags that do not go together, or whatever they name cannot be.
+    """
     if bool(f.workdir) == bool(f.before or f.after):
         raise ConfigError(
             "either --workdir=DIR, for a split of its own text, or --before=DIR --after=DIR, for "
@@ -86,8 +98,8 @@ def _split(f, overrides):
 
 def _forgetting(f, overrides):
     """Scores the models that are not scored yet, and prints the report."""
-    for flag in ("before", "after"):
-        if not f[flag].value:
+    for flag, value in (("before", f.before), ("after", f.after)):
+        if not value:
             raise ConfigError(f"--{flag}=DIR is needed besides, the directory of a run.")
     if f.coordinator or f.processes > 1:
         raise ConfigError("--before and --after run in one process. Leave --processes out.")

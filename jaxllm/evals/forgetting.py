@@ -155,7 +155,7 @@ def _retention(old, new, drawn):
         if metric.less_is_better:
             top, bottom = bottom, top
         with np.errstate(all="ignore"):
-            return np.where(bottom > 0, 100 * top / bottom, np.nan)
+            return np.where(bottom > 0, 100 * (top / bottom), np.nan)
 
     return float(ratio(np.ones(len(old.over)))), ratio(drawn)
 
