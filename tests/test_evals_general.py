@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxllm import models
+from jaxllm import models, tokenizers
 from jaxllm.config import ConfigError
 from jaxllm.evals import general, suite
 from jaxllm.evals.scorer import Scorer
@@ -69,6 +69,23 @@ def test_nats_are_those_of_the_logits_in_any_company(kind):
         np.testing.assert_allclose(one, wanted, atol=1e-4)
 
 
+def test_a_text_is_cut_where_it_is_and_not_where_tokens_would_be():
+    """Ids given and ids that follow are those of the whole; a token of both is what follows."""
+    words = ["the house", "a horse in the houses", "these are theirs"] * 20
+    bpe = tokenizers.make({"kind": "hf", "vocab_size": 279}, lambda: iter(words))
+    model = models.make(tiny_config(vocab=bpe.vocab_size, length=64, layers=1))
+    scorer = Scorer(model, random_params(model), bpe, runs.mesh())
+    whole = "the houses are theirs"
+    for at in range(1, len(whole)):
+        given, follows = scorer.split(whole[:at], whole[at:])
+        ids, places = bpe.locate(whole)
+        if len(given) < len(ids) and follows[0] == ids[0]:  # nothing of it is given whole
+            given = []
+        assert [*given, *follows] == ids.tolist()
+        assert [p > at for _, p in places.tolist()] == [False] * len(given) + [True] * len(follows)
+    assert scorer.split("", "the")[0] == scorer.first == generate.encode(bpe, "")
+
+
 def task(kind, tmp_path, rows, **fields):
     """The only task of a file."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -107,22 +124,25 @@ def test_windows_score_every_token_once_behind_half_a_row():
 def test_a_choice_is_the_likeliest_answer(tmp_path):
     model, scorer = make()
     rows = [
-        {"input": one, "options": ["a", "dog", "b b b"], "answer": n % 3}
+        {"input": one, "options": ["a", "dog", "b b b"], "answer": 0 if n < 6 else 2}
         for n, one in enumerate(texts(9))
     ]
     found = general.measure(task("choice", tmp_path, rows, shots=2), scorer)
     one = task("choice", tmp_path, rows, shots=2)
-    right = 0
+    right, right_by_bytes = [], []
     for example, shots in zip(one.examples, one.shots, strict=True):
         asked = {"input": example["input"]}
         prompt = general.PromptTemplate("question").fit(BYTES, 64 - 9, asked, shots)[0]
-        nats = [
-            by_hand(model, scorer._params, BYTES.encode(prompt), BYTES.encode(" " + o)).sum()
-            for o in example["options"]
-        ]
-        right += int(np.argmin(nats)) == example["answer"]
-    assert found.score == right / 9 and found.chance == pytest.approx(1 / 3)
-    assert len(found.over) == 9 and found.also["accuracy_by_bytes"] is not None
+        nats = np.array(
+            [
+                by_hand(model, scorer._params, BYTES.encode(prompt), BYTES.encode(" " + o)).sum()
+                for o in example["options"]
+            ]
+        )
+        right.append(nats.argmin() == example["answer"])
+        right_by_bytes.append((nats / [1, 3, 5]).argmin() == example["answer"])
+    assert found.over.tolist() == right and found.chance == pytest.approx(1 / 3)
+    assert found.also["accuracy_by_bytes"] == np.mean(right_by_bytes) != np.mean(right)
     assert found.dropped > 0  # two examples are too long for 64 tokens
 
 
@@ -159,8 +179,10 @@ def test_examples_and_their_shots_are_a_matter_of_the_seed(tmp_path):
     other = task("generate", tmp_path, rows, **fields, seed=1)
     assert one.digest == same.digest != other.digest
     assert len(one.examples) == 10 and one.examples == same.examples != other.examples
-    for example, shots in zip(one.examples, one.shots, strict=True):
-        assert len(shots) == 3 and example not in shots
+    assert {len(shots) for shots in one.shots} == {3}
+    full = task("generate", tmp_path, rows, metric="chrf", shots=49)
+    for example, shots in zip(full.examples, full.shots, strict=True):
+        assert example not in shots and len({shot["input"] for shot in shots}) == 49
     assert task("generate", tmp_path, rows[::-1], **fields).digest != one.digest
     assert len(suite.load(str(tmp_path / "tasks.json"), examples=4)[0].examples) == 4
 
