@@ -112,11 +112,11 @@ def _forgetting(f, overrides):
     runs = [scored.find(workdir, f.steps, overrides) for workdir in f.after]
     places = [(one[0].workdir, one[0].tokenizer) for one in ([first], *runs)]
     forgetting.check_tokenizers(wanted, places, f.tasks or suite.DEFAULT)
-    known = scored.read([f.before, *f.after])
+    known, opened = scored.read([f.before, *f.after]), scored.Models(overrides)
 
     def measured(subject, keep):
         count = sum(len(one["tasks"]) for one in known.values())
-        scores = scored.measure(subject, wanted, known, overrides, _say)
+        scores = scored.measure(subject, wanted, known, opened, _say)
         if sum(len(one["tasks"]) for one in known.values()) > count:
             scored.write(keep, [subject.identity], known, None)
         return forgetting.Measured(subject.workdir, subject.step, subject.tokenizer, scores)

@@ -124,7 +124,7 @@ def test_the_trade_off_is_gain_on_the_target_against_mean_loss_elsewhere():
     assert re.search(r"runs/a +1 +\+50\.0 \[50\.0, 50\.0\] +\+10\.0 \[10\.0, 10\.0\]", page)
     assert "trade-off" not in forgetting.as_text(measured(0), [compared(old, new)])
     worse = compared(new, old, targets=["a"])
-    assert "the target a became worse" in forgetting.warnings(worse)[0]
+    assert "the target became worse: a kept 66.7 %" in forgetting.warnings(worse)[0]
 
 
 def test_resamples_are_those_of_the_seed():

@@ -186,11 +186,13 @@ def warnings(found):
         if row.retention is None:
             lines.append(f"note: {name}: {row.task}: the score before is 0, so nothing can be kept")
             continue
+        left = f"{row.task} kept {row.retention:.1f} % {_span(row.low, row.high)}"
         if row.target:
             if row.retention < 100:
-                lines.append(f"WARNING: {name}: the target {row.task} became worse")
+                sure = row.high is not None and row.high < 100
+                doubt = "" if sure else "; not certain: the interval crosses 100 %"
+                lines.append(f"WARNING: {name}: the target became worse: {left}{doubt}")
             continue
-        left = f"{row.task} kept {row.retention:.1f} % {_span(row.low, row.high)}"
         if row.retention < ENOUGH:
             sure = row.high is not None and row.high < ENOUGH
             doubt = "" if sure else f"; not certain: the interval crosses {ENOUGH:.0f} %"

@@ -48,11 +48,11 @@ def _bars(figures_):
 
 
 def _trade_off(panel, compared):
-    for (name, ones), colour in zip(_runs(compared).items(), _colours(), strict=False):
+    for (name, ones), style in zip(_runs(compared).items(), _styles(), strict=False):
         ones = [one for one in ones if one.gain and one.loss]
         x, x_bars = _bars([one.loss for one in ones])
         y, y_bars = _bars([one.gain for one in ones])
-        panel.errorbar(x, y, y_bars, x_bars, color=colour, marker="o", markersize=5, linewidth=1,
+        panel.errorbar(x, y, y_bars, x_bars, **style, markersize=5, linewidth=1,
                        elinewidth=0.6, capsize=2, label=_short(name))  # fmt: skip
         for one, a, b in zip(ones, x, y, strict=True):
             panel.annotate(f"step {one.step}", (a, b), (5, 5), textcoords="offset points", size=7)
@@ -68,16 +68,19 @@ def _short(workdir):
     return pathlib.PurePath(workdir).name
 
 
-def _colours():
-    return [figures.COLOURS[i] for i in (0, 6, 3, 5, 7, 1, 4, 2)]
+def _styles():
+    """Colours and shapes of points, no two alike for long."""
+    colours = [figures.COLOURS[i] for i in (0, 6, 3, 5, 7, 1, 4)]
+    for shape in "osv^DX*P":
+        yield from (dict(color=colour, marker=shape) for colour in colours)
 
 
 def _over_steps(panel, compared):
-    for number, (row, colour) in enumerate(zip(compared[0].rows, _cycle(), strict=False)):
+    for number, (row, style) in enumerate(zip(compared[0].rows, _styles(), strict=False)):
         ones = [(one.step, one.rows[number]) for one in compared]
         ones = [(step, r) for step, r in ones if r.retention is not None]
         y, bars = _bars([(r.retention, r.low, r.high) for _, r in ones])
-        panel.errorbar([step for step, _ in ones], y, bars, color=colour, marker="o", markersize=4,
+        panel.errorbar([step for step, _ in ones], y, bars, **style, markersize=4,
                        linewidth=1, elinewidth=0.6, capsize=2,
                        label=f"{row.task}{' *' if row.target else ''}")  # fmt: skip
     panel.set(xlabel="step")
@@ -86,12 +89,12 @@ def _over_steps(panel, compared):
 
 def _by_task(panel, compared):
     names = [row.task + (" *" if row.target else "") for row in compared[0].rows]
-    for number, (one, colour) in enumerate(zip(compared, _cycle(), strict=False)):
+    for number, (one, style) in enumerate(zip(compared, _styles(), strict=False)):
         shift = (number - (len(compared) - 1) / 2) * 0.7 / len(compared)
         ones = [(i, row) for i, row in enumerate(one.rows) if row.retention is not None]
         y, bars = _bars([(row.retention, row.low, row.high) for _, row in ones])
-        panel.errorbar([i + shift for i, _ in ones], y, bars, color=colour, linestyle="none",
-                       marker="o", markersize=4, elinewidth=0.8, capsize=2,
+        panel.errorbar([i + shift for i, _ in ones], y, bars, **style, linestyle="none",
+                       markersize=4, elinewidth=0.8, capsize=2,
                        label=f"{_short(one.workdir)} step {one.step}")  # fmt: skip
     panel.set_xticks(range(len(names)), names, rotation=30, ha="right")
     _finish(panel)
@@ -101,10 +104,4 @@ def _finish(panel):
     panel.axhline(100, color="black", linewidth=0.5)
     panel.axhline(ENOUGH, color="black", linestyle="--", linewidth=0.8)
     panel.set(ylabel="retention, %", title="What each task kept (* target)")
-    panel.legend(fontsize=7, frameon=False)
-
-
-def _cycle():
-    """Colours for ever."""
-    while True:
-        yield from _colours()
+    panel.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -60,6 +60,16 @@ class Scorer:
         exact = dataclasses.replace(c, attention="reference")
         self._run = jax.jit(_make_run(models.make(exact, sharding.make_shard(mesh))))
 
+    def take(self, params):
+        """Takes other parameters of the same model; programs that were compiled stay.
+
+        Args:
+            params: as trained; None: those at hand are let go.
+        """
+        self._params = params
+        if "_engine" in vars(self):
+            self._engine.weights = None if params is None else self._prepare(params)
+
     def room(self, length):
         """Tokens of a row, of `length` that are asked for: no more than the model was made for.
 
@@ -92,7 +102,9 @@ class Scorer:
     def _engine(self):
         greedy = generate.Sampling(temperature=0.0)
         how = generate.How(greedy, slots=SLOTS, start=self._start)
-        return generate.make_engine(self._model, self._params, self.tokenizer, how)
+        engine = generate.make_engine(self._model, self._params, self.tokenizer, how)
+        self._prepare = jax.jit(engine.decoder.prepare)
+        return engine
 
     def write(self, prompts, tokens, stop):
         """Returns what the model writes behind prompts, the likeliest token each time.
@@ -127,7 +139,7 @@ class Scorer:
             [float64[ids that follow]].
         """
         rows = [self._row(given, follows) for given, follows in pairs]
-        shapes = [tuple(bucket(max(n, 1), SHORTEST) for n in map(len, row[:2])) for row in rows]
+        shapes = [tuple(_power(len(side)) for side in row[:2]) for row in rows]
         found = [None] * len(rows)
         for shape in sorted(set(shapes)):
             alike = [i for i, other in enumerate(shapes) if other == shape]
@@ -160,6 +172,11 @@ class Scorer:
             side = generate.pad(inputs, S)
             batch |= {"inputs": side["tokens"], "inputs_segment": side["segment"]}
         return np.asarray(self._run(self._params, batch))
+
+
+def _power(n):
+    """The power of two that a row of n tokens is padded to: few programs for many lengths."""
+    return max(1 << (n - 1).bit_length(), SHORTEST) if n else SHORTEST
 
 
 def _make_run(model):

@@ -7,6 +7,7 @@ workdir/forgetting.json   {"scores": {checkpoint: {"workdir", "step", "tasks": {
 import hashlib
 import json
 import pathlib
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -69,14 +70,46 @@ def _digest(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def measure(subject, tasks, known, overrides=(), report=print):
+class Models:
+    """Opens checkpoints one after another; of one kind of model they share what is compiled.
+
+    Args:
+        overrides: [(field, text)] over the runs' configs.
+    """
+
+    def __init__(self, overrides=()):
+        self._overrides, self._kind, self._scorer = overrides, None, None
+
+    def open(self, subject):
+        """Returns the `Scorer` of a `Subject`; the one before is of no more use."""
+        if self._scorer is not None:
+            self._scorer.take(None)  # there may be no room for two
+        step = str(subject.step)
+        trained = reopen.open_trained(subject.workdir, self._overrides, step)
+        run, settings = trained.run, trained.run.config.data
+        begin, start = data.get(settings, "begin"), data.get(settings, "start")
+        kind = (run.model.config, run.mesh, run.tokenizer.fingerprint, begin, start)
+        if kind == self._kind:
+            self._scorer.take(trained.params)
+            return self._scorer
+        try:
+            self._scorer = Scorer(
+                run.model, trained.params, run.tokenizer, run.mesh, begin=begin, start=start
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{subject.workdir}: {error}") from None
+        self._kind = kind
+        return self._scorer
+
+
+def measure(subject, tasks, known, opened, report=print):
     """Returns {task: `general.Scores`} of a checkpoint, opening it only for what is not known.
 
     Args:
         subject: `Subject`.
         tasks: [`suite.Task`].
         known: what `read` returned; what is new is added.
-        overrides: as of `find`.
+        opened: `Models`.
         report: called with a line for each task that was run.
 
     Raises:
@@ -87,28 +120,17 @@ def measure(subject, tasks, known, overrides=(), report=print):
     )["tasks"]
     missing = [task for task in tasks if task.digest not in place]
     if missing:
-        scorer = _open(subject, overrides)
+        scorer = opened.open(subject)
         for task in missing:
+            begin = time.monotonic()
             found = general.measure(task, scorer)
             place[task.digest] = _plain(found)
             left_out = f", {found.dropped} examples did not fit" if found.dropped else ""
             report(
                 f"{subject.workdir} step {subject.step}: {task.name} {found.metric} "
-                f"{found.score:.4g} of {len(found.over)}{left_out}"
+                f"{found.score:.4g} of {len(found.over)}{left_out}, {time.monotonic() - begin:.1f} s"
             )
     return {task.name: _scores(place[task.digest]) for task in tasks}
-
-
-def _open(subject, overrides):
-    trained = reopen.open_trained(subject.workdir, overrides, str(subject.step))
-    run, settings = trained.run, trained.run.config.data
-    try:
-        return Scorer(
-            run.model, trained.params, run.tokenizer, run.mesh,
-            begin=data.get(settings, "begin"), start=data.get(settings, "start"),
-        )  # fmt: skip
-    except ConfigError as error:
-        raise ConfigError(f"{subject.workdir}: {error}") from None
 
 
 def _plain(scores):
