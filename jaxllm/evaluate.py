@@ -107,9 +107,9 @@ def _forgetting(f, overrides):
         figures.check()
     wanted = suite.load(f.tasks, f.examples)
     forgetting.check_targets(wanted, f.target)
-    cli.start(reopen.load_config(f.before, overrides))
-    first = scored.find(f.before, f.step, overrides)[0]
-    runs = [scored.find(workdir, f.steps, overrides) for workdir in f.after]
+    cli.start(records.load_config(f.before, overrides, "--before"))
+    first = scored.find(f.before, f.step, overrides, "--before")[0]
+    runs = [scored.find(workdir, f.steps, overrides, "--after") for workdir in f.after]
     places = [(one[0].workdir, one[0].tokenizer) for one in ([first], *runs)]
     forgetting.check_tokenizers(wanted, places, f.tasks or suite.DEFAULT)
     known, opened = scored.read([f.before, *f.after]), scored.Models(overrides)

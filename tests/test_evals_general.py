@@ -4,6 +4,7 @@ import functools
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from jaxllm.config import ConfigError
 from jaxllm.evals import general, suite
 from jaxllm.evals.scorer import Scorer
 from jaxllm.models import generate
-from tests import generate_helpers, runs
+from tests import generate_helpers
 from tests.conftest import random_params, tiny_config
 
 BYTES = generate_helpers.byte_tokenizer()
@@ -23,7 +24,7 @@ KINDS = ("decoder", "encoder_decoder")
 def make(kind="decoder", scale=0.15):
     c = tiny_config(vocab=BYTES.vocab_size, length=64, assembly=kind, layers=1)
     model = models.make(c)
-    return model, Scorer(model, random_params(model, 0, scale), BYTES, runs.mesh())
+    return jax.jit(model.apply), Scorer(model, random_params(model, 0, scale), BYTES)
 
 
 def texts(count=7, seed=0):
@@ -31,41 +32,41 @@ def texts(count=7, seed=0):
     return ["".join(rng.choice(list("abcd \n"), n)) for n in rng.integers(1, 40, count)]
 
 
-def by_hand(model, params, given, follows):
+def by_hand(apply, scorer, given, follows):
     """Nats of each id that follows, from the logits of one row."""
-    logp = logps(model, params, given, follows)
+    logp = logps(apply, scorer, given, follows)
     return -logp[np.arange(len(follows)), follows]
 
 
-def greedy(model, params, given, count):
+def greedy(apply, scorer, given, count):
     """The likeliest ids behind those given, one after another."""
     found = []
     while len(found) < count:
-        found.append(int(logps(model, params, given, [*found, 0])[-1].argmax()))
+        found.append(int(logps(apply, scorer, given, [*found, 0])[-1].argmax()))
     return found
 
 
-def logps(model, params, given, follows):
+def logps(apply, scorer, given, follows):
     """Log-probabilities of all ids where each of those that follow stands, [follows, V]."""
     whole = [*given, *follows]
     batch = generate.pad([whole[:-1]], 64)
     last = len(whole) - 1
-    if model.config.assembly == "encoder_decoder":
+    if scorer.reads:
         row, last = generate.pad([[max(BYTES.pad, 0), *follows[:-1]]], 64), len(follows)
         side = generate.pad([given], 64)
         batch = row | {"inputs": side["tokens"], "inputs_segment": side["segment"]}
-    logits = np.float64(generate_helpers.logits_of(model)(params, batch)[0])
+    logits = np.float64(apply(scorer._params, batch)[0])
     logp = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     return logp[last - len(follows) : last]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nats_are_those_of_the_logits_in_any_company(kind):
-    model, scorer = make(kind)
+    apply, scorer = make(kind)
     pairs = [scorer.split(a, b) for a, b in zip(texts(), texts(seed=1), strict=True)]
     found = scorer.nats(pairs)
     for one, (given, follows) in zip(found, pairs, strict=True):
-        wanted = by_hand(model, scorer._params, given, follows)
+        wanted = by_hand(apply, scorer, given, follows)
         np.testing.assert_allclose(one, wanted, atol=1e-4)
 
 
@@ -74,7 +75,7 @@ def test_a_text_is_cut_where_it_is_and_not_where_tokens_would_be():
     words = ["the house", "a horse in the houses", "these are theirs"] * 20
     bpe = tokenizers.make({"kind": "hf", "vocab_size": 279}, lambda: iter(words))
     model = models.make(tiny_config(vocab=bpe.vocab_size, length=64, layers=1))
-    scorer = Scorer(model, random_params(model), bpe, runs.mesh())
+    scorer = Scorer(model, random_params(model), bpe)
     whole = "the houses are theirs"
     for at in range(1, len(whole)):
         given, follows = scorer.split(whole[:at], whole[at:])
@@ -122,7 +123,7 @@ def test_windows_score_every_token_once_behind_half_a_row():
 
 
 def test_a_choice_is_the_likeliest_answer(tmp_path):
-    model, scorer = make()
+    apply, scorer = make()
     rows = [
         {"input": one, "options": ["a", "dog", "b b b"], "answer": 0 if n < 6 else 2}
         for n, one in enumerate(texts(9))
@@ -135,7 +136,7 @@ def test_a_choice_is_the_likeliest_answer(tmp_path):
         prompt = general.PromptTemplate("question").fit(BYTES, 64 - 9, asked, shots)[0]
         nats = np.array(
             [
-                by_hand(model, scorer._params, BYTES.encode(prompt), BYTES.encode(" " + o)).sum()
+                by_hand(apply, scorer, BYTES.encode(prompt), BYTES.encode(" " + o)).sum()
                 for o in example["options"]
             ]
         )
@@ -148,13 +149,11 @@ def test_a_choice_is_the_likeliest_answer(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_is_the_greedy_continuation(kind, tmp_path):
-    model, scorer = make(kind, scale=0.5)
+    apply, scorer = make(kind, scale=0.5)
     rows = [{"input": one, "output": ["x", "y"]} for one in texts(5)]
     one = task("generate", tmp_path, rows, metric="chrf", tokens=9, stop=["zz"])
     prompts, _ = general._prompts(one, scorer, 9)
-    wanted = [
-        BYTES.decode(greedy(model, scorer._params, scorer.prompt(prompt), 9)) for prompt in prompts
-    ]
+    wanted = [BYTES.decode(greedy(apply, scorer, scorer.prompt(prompt), 9)) for prompt in prompts]
     assert scorer.write(prompts, 9, ("zz",)) == wanted and len(set(wanted)) > 1
     # Of several right answers the nearest counts: with its own words a model is right.
     best = [{**row, "output": ["no", text]} for row, text in zip(rows, wanted, strict=True)]

@@ -211,9 +211,7 @@ def test_a_model_made_worse_is_seen(trained):
     )
     task = suite.load(str(trained / "tasks.json"))[0]
     good, bad = (
-        general.measure(
-            task, Scorer(opened.run.model, params, opened.run.tokenizer, opened.run.mesh)
-        )
+        general.measure(task, Scorer(opened.run.model, params, opened.run.tokenizer))
         for params in (opened.params, noisy)
     )
     found = compared({"text": good}, {"text": bad})
@@ -237,7 +235,7 @@ def test_tokens_of_different_tokenizers_are_not_compared(trained):
         ({"after": ["b"]}, "--before=DIR is needed"),
         ({"before": "b", "after": ["b"], "target": ["fact"]}, "Did you mean 'facts'"),
         ({"before": "b", "after": ["b"], "processes": 2}, "one process"),
-        ({"before": "nowhere", "after": ["nowhere"]}, "no config.json there"),
+        ({"before": "nowhere", "after": ["nowhere"]}, "--before=nowhere: no config.json there"),
     ],
 )
 def test_wrong_usage_says_what_to_type(fields, says):

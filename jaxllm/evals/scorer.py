@@ -1,13 +1,11 @@
 """What is asked of a model: how likely it finds given continuations, and what it writes."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm import models, sharding
 from jaxllm.config import ConfigError
 from jaxllm.models import generate
 from jaxllm.models.generate.engine import bucket
@@ -25,7 +23,7 @@ class Scorer:
         model: `models.Model`, a decoder or an encoder-decoder.
         params: its parameters, as trained.
         tokenizer: see `jaxllm.tokenizers.Tokenizer`.
-        mesh: that params are on.
+        scored: the same model with a kernel that takes rows of any length; None: `model` does.
         begin: whether prompts begin with the tokenizer's beginning token.
         start: token that an encoder-decoder's rows begin with; -1: padding, or 0 without one.
 
@@ -38,7 +36,7 @@ class Scorer:
         ConfigError: a model that writes no text, or a tokenizer of another one.
     """
 
-    def __init__(self, model, params, tokenizer, mesh, *, begin=False, start=-1):
+    def __init__(self, model, params, tokenizer, *, scored=None, begin=False, start=-1):
         c = model.config
         if c.assembly == "encoder" or not c.lm_head or c.two_streams:
             raise ConfigError(
@@ -56,9 +54,7 @@ class Scorer:
         self._start = start if start >= 0 else max(tokenizer.pad, 0)
         self._begin = [tokenizer.bos] if begin and tokenizer.bos >= 0 else []
         self.first = generate.encode(tokenizer, "")
-        # A kernel for rows of other lengths may not take these.
-        exact = dataclasses.replace(c, attention="reference")
-        self._run = jax.jit(_make_run(models.make(exact, sharding.make_shard(mesh))))
+        self._run = jax.jit(_make_run(scored or model))
 
     def take(self, params):
         """Takes other parameters of the same model; programs that were compiled stay.

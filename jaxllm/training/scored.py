@@ -4,6 +4,7 @@ workdir/forgetting.json   {"scores": {checkpoint: {"workdir", "step", "tasks": {
                           scores}}}, "report": the last one}
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -12,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxllm import data, tokenizers
+from jaxllm import data, models, sharding, tokenizers
 from jaxllm.config import ConfigError
 from jaxllm.evals import general
 from jaxllm.evals.scorer import Scorer
-from jaxllm.training import manifest, reopen
+from jaxllm.training import records, reopen
 from jaxllm.training.checkpoint import Checkpoints
+from jaxllm.whole_files import replacing
 
 FILE = "forgetting.json"
 
@@ -37,29 +39,31 @@ class Subject(NamedTuple):
     tokenizer: str
 
 
-def find(workdir, steps, overrides=()):
+def find(workdir, steps, overrides=(), given_by="--workdir"):
     """Returns the `Subject`s of a run, in the order of their steps.
 
     Args:
         workdir: of the run.
-        steps: "all", or what `reopen.choose_step` knows, several with commas.
+        steps: "all", or what `records.choose_step` knows, several with commas.
         overrides: [(field, text)] over the run's config.
+        given_by: flag that names the directory, for the error.
 
     Raises:
         ConfigError: no run, or no such checkpoint there.
     """
-    config = reopen.load_config(workdir, overrides)
+    config = records.load_config(workdir, overrides, given_by)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer").fingerprint
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
         if steps == "all":
-            chosen = checkpoints.steps() or [reopen.choose_step(checkpoints, "latest", workdir)]
+            chosen = checkpoints.steps() or [records.choose_step(checkpoints, "latest", workdir)]
         else:
             words = [word.strip() for word in steps.split(",")]
-            chosen = sorted({reopen.choose_step(checkpoints, word, workdir) for word in words})
+            chosen = sorted({records.choose_step(checkpoints, word, workdir) for word in words})
         marks = [checkpoints.identity(step) for step in chosen]
     # Rows of models without a length of their own are as long as those of the data.
     rows = [data.get(config.data, "begin"), data.get(config.data, "start"), config.data.length]
-    more = json.dumps([config.model.to_dict(), config.step.ema, rows, tokenizer], default=list)
+    parts = [config.model.to_dict(), config.finetune.to_dict(), config.step.ema, rows, tokenizer]
+    more = json.dumps(parts, default=list)
     return [
         Subject(str(workdir), step, _digest(f"{mark} {more}"), tokenizer)
         for step, mark in zip(chosen, marks, strict=True)
@@ -88,14 +92,18 @@ class Models:
         trained = reopen.open_trained(subject.workdir, self._overrides, step)
         run, settings = trained.run, trained.run.config.data
         begin, start = data.get(settings, "begin"), data.get(settings, "start")
-        kind = (run.model.config, run.mesh, run.tokenizer.fingerprint, begin, start)
+        c, tokenizer, rewrite = run.model.config, run.tokenizer, run.method.rewrite
+        kind = (c, run.mesh, tokenizer.fingerprint, rewrite, begin, start)
         if kind == self._kind:
             self._scorer.take(trained.params)
             return self._scorer
         try:
+            # The kernel of a run's rows may not take rows of other lengths.
+            exact = dataclasses.replace(c, attention="reference")
             self._scorer = Scorer(
-                run.model, trained.params, run.tokenizer, run.mesh, begin=begin, start=start
-            )
+                run.model, trained.params, tokenizer, begin=begin, start=start,
+                scored=models.make(exact, sharding.make_shard(run.mesh), rewrite=rewrite),
+            )  # fmt: skip
         except ConfigError as error:
             raise ConfigError(f"{subject.workdir}: {error}") from None
         self._kind = kind
@@ -126,9 +134,10 @@ def measure(subject, tasks, known, opened, report=print):
             found = general.measure(task, scorer)
             place[task.digest] = _plain(found)
             left_out = f", {found.dropped} examples did not fit" if found.dropped else ""
+            took = time.monotonic() - begin
             report(
                 f"{subject.workdir} step {subject.step}: {task.name} {found.metric} "
-                f"{found.score:.4g} of {len(found.over)}{left_out}, {time.monotonic() - begin:.1f} s"
+                f"{found.score:.4g} of {len(found.over)}{left_out}, {took:.1f} s"
             )
     return {task.name: _scores(place[task.digest]) for task in tasks}
 
@@ -179,4 +188,5 @@ def write(workdir, identities, known, report):
     found["scores"].update({i: known[i] for i in identities if i in known})
     if report is not None:
         found["report"] = report
-    manifest.write_atomic(path, json.dumps(found).encode())
+    with replacing(path) as file:
+        file.write(json.dumps(found).encode())
