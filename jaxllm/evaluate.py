@@ -1,35 +1,77 @@
-"""Evaluates a trained model on a whole split: loss, perplexity, bits per byte; a head's metrics.
+"""Evaluates a model: on its own text, or on general tasks before and after training.
 
     python -m jaxllm.evaluate --workdir=DIR [--step=latest|best|N] [--split=validation|train]
 
-Prints one JSON object. `--config.mesh.fsdp=…` and other settings go over the run's own.
+Loss, perplexity, bits per byte over a whole split, and a head's metrics, as one JSON object.
+
+    python -m jaxllm.evaluate --before=DIR --after=DIR,… [--tasks=FILE.json] [--target=NAME,…]
+        [--step=latest] [--steps=all|latest|best|N,…] [--examples=N] [--seed=0] [--json]
+        [--plot=FILE.png]
+
+What each model of --after kept of the scores of --before (its checkpoint --step), with intervals, a
+warning below 80 %, and what it gained on the target against what it lost elsewhere. --steps=all
+takes every checkpoint there is. Scores are kept in DIR/forgetting.json and read from there again.
+
+`--config.mesh.fsdp=…` and other settings go over the runs' own.
 """
 
 import json
 import pathlib
+import sys
 
 from absl import flags
 
-from jaxllm import cli, data
+from jaxllm import cli, data, figures
 from jaxllm.config import ConfigError
-from jaxllm.evals import tasks
-from jaxllm.training import fits, processes, records, reopen
+from jaxllm.evals import forgetting, plot, suite, tasks
+from jaxllm.training import fits, processes, records, reopen, scored
 from jaxllm.training.validate import validate
 
 
 def define_flags():
     """Defines the command's flags."""
-    flags.DEFINE_string("workdir", None, "directory of the run", required=True)
+    flags.DEFINE_string("workdir", "", "directory of the run")
     flags.DEFINE_string("step", "latest", "checkpoint: latest, best (by validation) or a number")
     flags.DEFINE_string("split", "validation", "validation or train")
+    flags.DEFINE_string("before", "", "directory of the run before training, to compare with")
+    flags.DEFINE_list("after", [], "directories of the runs after it")
+    flags.DEFINE_string("steps", "latest", "checkpoints of --after: all, latest, best or numbers")
+    flags.DEFINE_string("tasks", "", "JSON file of general tasks; else small ones of our own")
+    flags.DEFINE_list("target", [], "tasks that the training was for")
+    flags.DEFINE_integer("examples", 0, "of a task, at most; 0: as the file says", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "of the resamples")
+    flags.DEFINE_bool("json", False, "print the report as one JSON object")
+    flags.DEFINE_string("plot", "", "PNG file to draw")
     cli.define_process_flags()
 
 
 def main(file, overrides):
-    """Restores the model, runs it over the split and prints the metrics."""
+    """Evaluates, in one of the two ways."""
     if file:
         raise ConfigError("The run's own config is used. Leave --config out.")
-    f = flags.FLAGS
+    return choose(flags.FLAGS, overrides)
+
+
+def choose(f, overrides):
+    """The same, of flags that are read.
+
+    Args:
+        f: absl's flags.
+        overrides: settings on the command line.
+
+    Raises:
+        ConfigError: flags that do not go together, or whatever they name cannot be.
+    """
+    if bool(f.workdir) == bool(f.before or f.after):
+        raise ConfigError(
+            "either --workdir=DIR, for a split of its own text, or --before=DIR --after=DIR, for "
+            "what training kept, is needed."
+        )
+    return _split(f, overrides) if f.workdir else _forgetting(f, overrides)
+
+
+def _split(f, overrides):
+    """Restores the model, runs it over the split and prints the metrics."""
     if f.split not in ("validation", "train"):
         raise ConfigError(f"--split={f.split!r} is unknown. Known: validation, train.")
     config = records.load_config(f.workdir, overrides)
@@ -52,6 +94,54 @@ def main(file, overrides):
     if processes.is_first():
         print(json.dumps({"step": trained.step, "split": f.split, **metrics}))
     return 0
+
+
+def _forgetting(f, overrides):
+    """Scores the models that are not scored yet, and prints the report."""
+    for flag, value in (("before", f.before), ("after", f.after)):
+        if not value:
+            raise ConfigError(f"--{flag}=DIR is needed besides, the directory of a run.")
+    if f.coordinator or f.processes > 1:
+        raise ConfigError("--before and --after run in one process. Leave --processes out.")
+    if f.plot:
+        figures.check()
+    wanted = suite.load(f.tasks, f.examples)
+    forgetting.check_targets(wanted, f.target)
+    cli.start(records.load_config(f.before, overrides, "--before"))
+    first = scored.find(f.before, f.step, overrides, "--before")[0]
+    runs = [scored.find(workdir, f.steps, overrides, "--after") for workdir in f.after]
+    places = [(one[0].workdir, one[0].tokenizer) for one in ([first], *runs)]
+    forgetting.check_tokenizers(wanted, places, f.tasks or suite.DEFAULT)
+    known, opened = scored.read([f.before, *f.after]), scored.Models(overrides)
+
+    def measured(subject, keep):
+        count = sum(len(one["tasks"]) for one in known.values())
+        scores = scored.measure(subject, wanted, known, opened, _say)
+        if sum(len(one["tasks"]) for one in known.values()) > count:
+            scored.write(keep, [subject.identity], known, None)
+        return forgetting.Measured(subject.workdir, subject.step, subject.tokenizer, scores)
+
+    before, compared = measured(first, runs[0][0].workdir), []
+    for subjects in runs:
+        own = [
+            forgetting.compare(before, measured(subject, subject.workdir), f.target, f.seed)
+            for subject in subjects
+        ]
+        report = forgetting.as_dict(before, own, f.seed)
+        kept = [first.identity, *(subject.identity for subject in subjects)]
+        scored.write(subjects[0].workdir, kept, known, report)
+        compared += own
+    if f.plot:
+        plot.draw(compared, f.plot)
+    if f.json:
+        print(json.dumps(forgetting.as_dict(before, compared, f.seed)))
+    else:
+        print(forgetting.as_text(before, compared))
+    return 0
+
+
+def _say(words):
+    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

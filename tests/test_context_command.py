@@ -9,7 +9,7 @@ from absl import flags
 
 from jaxllm import tokenizers
 from jaxllm.config import ConfigError
-from jaxllm.context import command
+from jaxllm.context import command, records
 
 DEFAULTS = dict(
     template="", instruction="", examples="", shots=4, select="random", retrieve="", index="",
@@ -152,7 +152,7 @@ def test_a_file_that_is_none_of_examples_is_refused_with_its_line(tmp_path, cont
     file = tmp_path / "examples.jsonl"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=says):
-        command.read_examples(file)
+        records.read(file, "--examples")
 
 
 def test_what_cannot_be_made_is_refused(examples, tmp_path):

@@ -1,16 +1,14 @@
 """Flags of a command that makes prompts: from templates, examples and documents."""
 
-import json
 import pathlib
 import sys
 
 from absl import flags
 
 from jaxllm.config import ConfigError
-from jaxllm.context import index, prompts, retrieval, select
+from jaxllm.context import index, prompts, records, retrieval, select
 
 WAYS = ("random", "nearest", "balanced")
-MOST_BYTES = 256 << 20  # of a file of examples
 OVERLAP = 8  # a passage shares at most one part in so many with the one before
 
 
@@ -127,7 +125,7 @@ def _from_documents(f, questions, tokenizer, room_tokens, embed):
 
 def _from_examples(f, questions, tokenizer, room_tokens, embed):
     template = prompts.PromptTemplate(_template(f.template or "plain", prompts.TEMPLATES))
-    examples = read_examples(f.examples) if f.examples else []
+    examples = records.read(f.examples, "--examples") if f.examples else []
     shots = f.shots if examples else 0
     if shots > len(examples):
         raise ConfigError(
@@ -169,38 +167,6 @@ def _field(file, line, example, name):
             f"--examples={file}, line {line}: --select needs the text {name!r} of each example."
         )
     return value
-
-
-def read_examples(file):
-    """Returns [(line, {field: value})] of a file of JSON lines.
-
-    Raises:
-        ConfigError: a file that cannot be read, or a line that is no JSON object.
-    """
-    path = pathlib.Path(file).expanduser()
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"--examples={file} is larger than {MOST_BYTES:,} bytes.")
-        lines = path.read_bytes().decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--examples={file}: {error}") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            example = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"--examples={file}, line {number}: {error}") from None
-        if not isinstance(example, dict):
-            raise ConfigError(
-                f'--examples={file}, line {number}: it needs an object such as {{"input": "2 + 2", '
-                '"output": "4"}.'
-            )
-        found.append((number, example))
-    if not found:
-        raise ConfigError(f"--examples={file} holds no example.")
-    return found
 
 
 def _template(name, known):

@@ -101,3 +101,46 @@ def word_f1(predicted, gold):
         return float(a == b)
     same = sum((collections.Counter(a) & collections.Counter(b)).values())
     return 2 * same / (len(a) + len(b))
+
+
+def exact_match(predicted, gold):
+    """Returns 1 where two texts are the same but for case, punctuation and articles, else 0."""
+    return float(plain(predicted) == plain(gold))
+
+
+def rouge_l(predicted, gold):
+    """Returns ROUGE-L: F1 of the longest common subsequence of words (Lin 2004, section 3).
+
+    As rouge-score gives it without stemming, of letters of all scripts: that library drops those
+    that are not ASCII.
+    """
+    a, b = (re.findall(r"[^\W_]+", text.lower()) for text in (predicted, gold))
+    common = [0] * (len(b) + 1)  # with the first so many words of b
+    for word in a:
+        diagonal = 0
+        for j, other in enumerate(b, 1):
+            longest = diagonal + 1 if word == other else max(common[j], common[j - 1])
+            diagonal, common[j] = common[j], longest
+    return 2 * common[-1] / (len(a) + len(b)) if common[-1] else 0.0
+
+
+def chrf(predicted, gold, order=6, beta=2):
+    """Returns chrF: F-beta of n-grams of characters without spaces (Popović 2015), from 0 to 1.
+
+    As sacrebleu gives it for a sentence, divided by 100: precisions and recalls are means over the
+    orders that both texts are long enough for.
+    """
+    a, b = ("".join(text.split()) for text in (predicted, gold))
+    precision = recall = 0.0
+    orders = min(order, len(a), len(b))
+    for n in range(1, orders + 1):
+        said, there = (
+            collections.Counter(text[i : i + n] for i in range(len(text) - n + 1))
+            for text in (a, b)
+        )
+        same = sum((said & there).values())
+        precision, recall = precision + same / said.total(), recall + same / there.total()
+    if not precision:
+        return 0.0
+    factor = beta**2
+    return (1 + factor) * precision * recall / (factor * precision + recall) / orders

@@ -1,25 +1,8 @@
 """Pictures of plans, as PNG files; they need matplotlib (requirements-plot.txt)."""
 
-import importlib.util
-
-from jaxllm.config import ConfigError
+from jaxllm import figures
+from jaxllm.figures import COLOURS
 from jaxllm.scaling.devices import GB
-
-_COLOURS = ("#3b6ea5", "#7fa8d1", "#c3d7ea", "#5b8c5a", "#a7c7a5", "#e0a458", "#c8553d", "#8d6a9f")
-
-
-def _figure(columns):
-    """A figure of so many panels, and the panels.
-
-    Raises:
-        ConfigError: matplotlib is missing.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib. Try pip install -r requirements-plot.txt.")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * columns, 3.8), layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def against_devices(estimates, file):
@@ -29,12 +12,12 @@ def against_devices(estimates, file):
         estimates: [`estimate.Estimate`] of one model and batch, by number of devices.
         file: path of the PNG file.
     """
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = figures.panels(2)
     counts = [str(one.machine.count) for one in estimates]
     parts = [one.memory.state | one.memory.step for one in estimates]
     kinds = list(dict.fromkeys(kind for part in parts for kind in part))
     below = [0.0] * len(estimates)
-    for kind, colour in zip(kinds, _COLOURS, strict=False):
+    for kind, colour in zip(kinds, COLOURS, strict=False):
         sizes = [part.get(kind, 0) / GB for part in parts]
         left.bar(counts, sizes, bottom=below, label=kind, color=colour, width=0.7)
         below = [a + b for a, b in zip(below, sizes, strict=True)]
@@ -50,8 +33,8 @@ def against_devices(estimates, file):
     hidden = [one.times.hidden for one in estimates]
     exposed = [one.times.exposed for one in estimates]
     ideal = [exposed[0] * estimates[0].machine.count / one.machine.count for one in estimates]
-    right.fill_between(counts, hidden, exposed, color=_COLOURS[1], label="wire hidden to exposed")
-    right.plot(counts, exposed, color=_COLOURS[0], marker="o", markersize=4)
+    right.fill_between(counts, hidden, exposed, color=COLOURS[1], label="wire hidden to exposed")
+    right.plot(counts, exposed, color=COLOURS[0], marker="o", markersize=4)
     right.plot(
         counts, ideal, color="black", linestyle=":", linewidth=1, label="as many times faster"
     )
@@ -78,8 +61,8 @@ def pareto(tried, best, file):
         best: those of them that no other beats.
         file: path of the PNG file.
     """
-    figure, (panel,) = _figure(1)
-    for fits, colour, label in ((False, "#cccccc", "does not fit"), (True, _COLOURS[1], "fits")):
+    figure, (panel,) = figures.panels(1)
+    for fits, colour, label in ((False, "#cccccc", "does not fit"), (True, COLOURS[1], "fits")):
         some = [one for one in tried if one.fits == fits and one.needed < 3 * _room(one)]
         x, y = [one.needed / GB for one in some], [one.seconds for one in some]
         panel.scatter(x, y, s=9, color=colour, label=label)
@@ -87,7 +70,7 @@ def pareto(tried, best, file):
     x, y = [one.needed / GB for one in made], [one.seconds for one in made]
     panel.scatter(x, y, s=40, facecolors="none", edgecolors="black", label="compiled")
     x, y = [one.needed / GB for one in best], [one.seconds for one in best]
-    panel.step(x, y, where="post", color=_COLOURS[6], label="no other is better in both")
+    panel.step(x, y, where="post", color=COLOURS[6], label="no other is better in both")
     panel.axvline(_room(tried[0]) / GB, color="black", linestyle="--", linewidth=1)
     panel.set(xlabel="GB a device", ylabel="seconds a step, exposed", xscale="log", yscale="log")
     panel.legend(fontsize=7, frameon=False)

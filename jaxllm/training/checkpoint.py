@@ -281,6 +281,10 @@ class Checkpoints:
         """Returns the committed steps on the disk, oldest first; does not read what they hold."""
         return [step for step, path in self._directories() if manifest.is_committed(path)]
 
+    def identity(self, step):
+        """Returns what no other checkpoint has: SHA-256 over all that a committed step holds."""
+        return (self._path(step) / manifest.MARKER).read_text().strip()
+
     def score(self, step, loss):
         """Records the validation loss of a step, for keep_best.
 
