@@ -12,7 +12,7 @@ Without `init` a small model and its tokenizer begin from nothing, and talk in C
 """
 
 from configs import base
-from jaxllm.config import model_of, parse_arg
+from jaxllm.config import parse_arg, tune
 
 
 def get_config(arg=None):
@@ -29,11 +29,7 @@ def get_config(arg=None):
     c.optim = dict(kind="adamw", weight_decay=0.0, groups=dict())
     c.schedule = dict(kind="cosine", lr=5e-4, warmup_steps=50)
     if arg.init:
-        c.init_from = arg.init
-        c.model.update(model_of(arg.init))
-        c.tokenizer = dict(kind="saved", path=arg.init)
-        c.finetune = dict(kind=arg.method)
-        c.schedule.lr = 2e-5 if arg.method == "full" else 5e-4
+        tune(c, arg.init, arg.method)
     c.validate.update(every=250, batch=16)
     c.checkpoint.every = 250
     c.sample.tokens = 0  # jaxllm.sample --chat talks with it

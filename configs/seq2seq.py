@@ -5,15 +5,17 @@ python -m jaxllm.train --config=configs/seq2seq.py:path=summaries.jsonl.zst --wo
 python -m jaxllm.train --config=configs/seq2seq.py:path=pairs.csv,family=t5,rows=pairs --workdir=…
 
 A decoder reads input and answer in one row (`rows=completion`, no loss on the input); an encoder
-and a decoder have a row each (`rows=pairs`).
+and a decoder have a row each (`rows=pairs`). `init=runs/smollm2,method=lora` fine-tunes a model.
 """
 
 from configs import base
-from jaxllm.config import parse_arg
+from jaxllm.config import parse_arg, tune
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, family="llama", rows="completion", path="", smoke=False)
+    arg = parse_arg(
+        arg, family="llama", rows="completion", path="", init="", method="full", smoke=False
+    )
     c = base.get_config()
     c.steps = 3_000
     source = dict(kind="pairs", path=arg.path, input="input", target="target", weight=1.0)
@@ -26,6 +28,8 @@ def get_config(arg=None):
     c.model.update(family=arg.family, layers=6, width=384, heads=6, mlp_width=1024)
     c.optim = dict(kind="adamw", weight_decay=0.1, groups=dict())
     c.schedule = dict(kind="cosine", lr=1e-3, warmup_steps=200)
+    if arg.init:
+        tune(c, arg.init, arg.method)
     c.validate.every = c.checkpoint.every = 500
     if arg.smoke:
         base.make_smoke(c)

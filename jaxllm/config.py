@@ -69,6 +69,35 @@ def model_of(workdir):
     return {name: value for name, value in (found | lists).items() if value is not None}
 
 
+# Learning rates that fine-tuning usually begins with, of AdamW.
+TUNING_RATES = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4, "prompt": 1e-2, "prefix": 3e-3,
+                "adapter": 5e-4, "ia3": 5e-3}  # fmt: skip
+
+
+def tune(c, workdir, method="full"):
+    """Turns a config into one that fine-tunes the model of a work directory.
+
+    Args:
+        c: ConfigDict, as configs/base.py makes it; its steps, data and objective stay.
+        workdir: of a run, or what `jaxllm.convert import` wrote.
+        method: kind of `config.finetune`.
+
+    Raises:
+        ConfigError: no model there, or an unknown method.
+    """
+    if method not in TUNING_RATES:
+        raise ConfigError(
+            f"argument 'method': {method!r} is unknown.{near(method, TUNING_RATES)} "
+            f"Known: {', '.join(TUNING_RATES)}."
+        )
+    c.init_from = workdir
+    c.model.update(model_of(workdir))
+    c.tokenizer = dict(kind="saved", path=workdir)
+    c.finetune = dict(kind=method)
+    c.optim = dict(kind="adamw", weight_decay=0.0, groups=dict())
+    c.schedule = dict(kind="cosine", lr=TUNING_RATES[method], warmup_steps=c.steps // 20)
+
+
 def _parse(what, text, default):
     """Parses `text` as the type of `default`."""
     kind = type(default)

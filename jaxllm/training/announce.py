@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from jaxllm import sharding, trees
+from jaxllm import models, sharding, trees
 from jaxllm.models import moe, pipeline
 from jaxllm.scaling import flops
 
@@ -23,13 +23,12 @@ def page(run, compiled, notes, resumed, peak, peak_how, started):
     """
     c, config = run.model.config, run.config
     kind = jax.devices()[0].device_kind
-    parameters = sum(math.prod(info.shape) for info in run.infos.values())
     train = flops.of_run(config, c)
     lines = [
         ("devices", f"{run.mesh.size} x {kind}, {jax.process_count()} process(es)"),
         ("mesh", f"{sharding.words(run.mesh.shape)}, {config.sharding}"),
         ("model", f"{config.model.family} {config.model.size}".strip() + f", {_words(c)}"),
-        ("parameters", f"{parameters:,}"),
+        ("parameters", _parameter_words(run)),
         ("attention", c.attention + _ring_words(run)),
         *([("experts", _expert_words(run))] if c.experts else []),
         ("remat", c.remat),
@@ -93,6 +92,21 @@ def _layer_words(run):
     return (
         f"{words}; a pipeline of {stages} stages x {c.pipeline_rounds} chunks of {here}, "
         f"{stages * pieces} pieces of {rows // pieces} row(s): {idle:.1%} of it is bubble"
+    )
+
+
+def _parameter_words(run):
+    """How many there are, and how many of them are trained, over what."""
+    trained = sum(math.prod(info.shape) for info in run.infos.values())
+    if not run.refs:
+        return f"{trained:,}"
+    plain = models.abstract_params(run.model.config)
+    whole = sum(math.prod(info.shape) for info in plain.values())
+    held = trees.size_bytes(run.refs) / 1e6
+    base = f"from {run.config.init_from}" if run.config.init_from else "drawn at random"
+    return (
+        f"{trained:,} trained ({run.config.finetune.kind}); a base of {whole:,} {base}, of which "
+        f"{held:,.1f} MB are frozen"
     )
 
 
