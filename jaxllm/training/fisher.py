@@ -78,16 +78,15 @@ def estimate(trained, source, rows):
         return jax.tree.map(lambda s, g: s + jnp.square(g.astype(jnp.float32)), sums, grads), count
 
     zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=places)
-    sums, counts, key = zeros(trained.params), [], place_key(mesh, run.config.seed + 3)
+    sums, count, key = zeros(trained.params), 0.0, place_key(mesh, run.config.seed + 3)
     add = jax.jit(add, donate_argnums=0, out_shardings=(places, None))
     size = math.prod(mesh.shape[axis] for axis in sharding.ROW_AXES)
     here, batches = sharding.local_rows(mesh, size), -(-rows // size)
     for index in range(batches):
         local = source.take(np.int64(index) * size + np.arange(size)[here])
         batch = sharding.global_batch(mesh, here, local, size)
-        sums, count = add(sums, trained.params, batch, jax.random.fold_in(key, index))
-        counts.append(count)
-    count = float(np.sum(jax.device_get(counts)))
+        sums, counted = add(sums, trained.params, batch, jax.random.fold_in(key, index))
+        count += float(counted)
     if not count:
         raise ConfigError(f"--fisher={rows}: none of these rows has a target.")
     return jax.tree.map(lambda s: s / count, sums), batches * size, count
