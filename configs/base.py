@@ -33,7 +33,9 @@ def get_config(arg=None):
     c.tokenizer = dict(kind="char")  # byte, char, sentencepiece, hf: jaxllm.tokenizers
     c.data = ConfigDict()
     # {name: source}; jaxllm.data.SOURCES has the kinds; weight: share of the rows; max_epochs: how
-    # often a run may walk it (0: any number of times).
+    # often a run may walk it (0: any number of times); split: auto, hash, tail (of each document),
+    # train (nothing is held back); rows: its own kind, where not that of all, such as text replayed
+    # beside completions.
     c.data.sources = dict(main=dict(kind="shakespeare", weight=1.0))
     c.data.temperature = 0.0  # shares go by weight x tokens^(1 / temperature); 0: by weight
     c.data.weights = ()  # stages: ((share of the run, {name: weight}), …); (): the weights above
@@ -59,12 +61,19 @@ def get_config(arg=None):
     # last, all; too_long: without its oldest turns, cut at its end, left out (turns, cut, drop).
     c.data.update(template="own", loss_on="answers", too_long="turns")
     c.data.validation_fraction = 0.1  # of the documents, or of the text if it is one document
+    c.data.validation_from = 0.0  # validation is from this share of them on; see train --folds
     c.data.bad_input = "error"  # error, or skip: what cannot be read is counted and left out
     c.data.cache_dir = ""  # token shards shared by runs; "": in the work directory
     c.data.prefetch = 2  # batches made ahead
 
     c.objective = dict(kind="lm")  # jaxllm.objectives.OBJECTIVES
     c.optim = dict(kind="adamw", weight_decay=0.1, groups=dict())  # jaxllm.optim.OPTIMIZERS
+    c.optim.layer_decay = 1.0  # factor of the learning rate for each layer further from the output
+    # Against forgetting and overfitting, see docs/finetune.md; 0: off. l2_start, ewc: weight of the
+    # squared distance from init_from, by Fisher information; neftune: size of noise on embeddings.
+    c.regularize = dict(l2_start=0.0, ewc=0.0, neftune=0.0)
+    # Noise that climbs the loss: passes an update, step size, first size, largest norm or 0.
+    c.regularize.freelb = dict(steps=0, lr=0.1, start=0.1, largest=0.0)
     c.schedule = dict(kind="cosine", lr=1e-3, warmup_steps=100)  # jaxllm.optim.SCHEDULES
 
     c.step = ConfigDict()

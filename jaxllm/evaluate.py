@@ -1,8 +1,13 @@
 """Evaluates a model: on its own text, or on general tasks before and after training.
 
     python -m jaxllm.evaluate --workdir=DIR [--step=latest|best|N] [--split=validation|train]
+    python -m jaxllm.evaluate --workdir=DIR --fisher=1000
+    python -m jaxllm.evaluate --workdir=DIR --label=TEXTS.jsonl --to=LABELLED.jsonl
 
-Loss, perplexity, bits per byte over a whole split, and a head's metrics, as one JSON object.
+The first: loss, perplexity, bits per byte over a whole split, and a head's metrics. The second: the
+Fisher information from so many rows of training data, for --config.regularize.ewc of a run that
+starts from DIR. The third writes the texts whose class the model is sure of. Each prints one JSON
+object.
 
     python -m jaxllm.evaluate --before=DIR --after=DIR,… [--tasks=FILE.json] [--target=NAME,…]
         [--step=latest] [--steps=all|latest|best|N,…] [--examples=N] [--seed=0] [--json]
@@ -19,12 +24,13 @@ import json
 import pathlib
 import sys
 
+import optax
 from absl import flags
 
 from jaxllm import cli, data, figures
 from jaxllm.config import ConfigError
-from jaxllm.evals import forgetting, plot, suite, tasks
-from jaxllm.training import fits, processes, records, reopen, scored
+from jaxllm.evals import forgetting, plot, pseudo, suite, tasks
+from jaxllm.training import anchors, fisher, fits, processes, records, reopen, scored
 from jaxllm.training.validate import validate
 
 
@@ -42,6 +48,10 @@ def define_flags():
     flags.DEFINE_integer("seed", 0, "of the resamples")
     flags.DEFINE_bool("json", False, "print the report as one JSON object")
     flags.DEFINE_string("plot", "", "PNG file to draw")
+    flags.DEFINE_integer("fisher", 0, "rows of training data for the Fisher information; 0: none")
+    flags.DEFINE_string("label", "", "files of texts to be labelled")
+    flags.DEFINE_string("to", "", "JSONL file for those that the model is sure of")
+    flags.DEFINE_float("confidence", 0.9, "lowest probability of a class that is written")
     cli.define_process_flags()
 
 
@@ -74,26 +84,58 @@ def _split(f, overrides):
     """Restores the model, runs it over the split and prints the metrics."""
     if f.split not in ("validation", "train"):
         raise ConfigError(f"--split={f.split!r} is unknown. Known: validation, train.")
+    if bool(f.label) != bool(f.to) or (f.label and f.fisher):
+        raise ConfigError("--label goes with --to, and without --fisher. Try --to=labelled.jsonl.")
     config = records.load_config(f.workdir, overrides)
+    if f.fisher:
+        fisher.check(config)
+    if f.label:
+        pseudo.check(config, f.confidence)
     cli.start(config)
     processes.join(*cli.process_flags())
     trained = reopen.open_trained(f.workdir, overrides, f.step)
-    place = pathlib.Path(f.workdir) / "data"
-    run = trained.run
+    found = {"step": trained.step}
+    if f.fisher:
+        anchors.check_room(f.workdir, trained.step)
+        found |= _fisher(trained, _open(trained, "train"), f.fisher)
+    elif f.label:
+        classes = data.classes(_open(trained, "train"))
+        found |= pseudo.label(trained, classes, f.label, f.to, f.confidence)
+    else:
+        found |= {"split": f.split, **_metrics(trained, _open(trained, f.split))}
+    if processes.is_first():
+        print(json.dumps(found))
+    return 0
+
+
+def _open(trained, split):
+    """Rows of a split of the run's own data."""
+    run, config = trained.run, trained.run.config
+    place = pathlib.Path(flags.FLAGS.workdir) / "data"
     vocab, lead = run.model.config.vocab, run.method.lead
     data.prepare(config.data, run.tokenizer, place, lead=lead)
-    what = (config.data, run.tokenizer, place, f.split, config.seed)
-    source = data.open_split(*what, vocab=vocab, lead=lead)
-    batch = config.validate.batch
-    kind, params = config.objective.kind, trained.params
+    what = (config.data, run.tokenizer, place, split, config.seed)
+    return data.open_split(*what, vocab=vocab, lead=lead)
+
+
+def _metrics(trained, source):
+    """Metrics of a split."""
+    run, config = trained.run, trained.run.config
+    kind, batch = config.objective.kind, config.validate.batch
     own, refs, told = trained.own, trained.refs, fits.told(config)
     metrics = validate(run.evaluate, source, run.mesh, own, refs, batch=batch, **told)
     if kind in tasks.TASKS:
         more = (source, run.mesh, run.tokenizer, batch)
-        metrics |= tasks.evaluate(kind, run.model, params, *more)
-    if processes.is_first():
-        print(json.dumps({"step": trained.step, "split": f.split, **metrics}))
-    return 0
+        metrics |= tasks.evaluate(kind, run.model, trained.params, *more)
+    return metrics
+
+
+def _fisher(trained, source, rows):
+    """Estimates and writes the Fisher information; returns what is told of it."""
+    found, rows, count = fisher.estimate(trained, source, rows)
+    told = {"rows": rows, "count": count, "trace": float(optax.tree.sum(found))}
+    place = anchors.save_fisher(flags.FLAGS.workdir, trained.step, found, trained.params, told)
+    return {"fisher": str(place), **told}
 
 
 def _forgetting(f, overrides):

@@ -50,4 +50,4 @@ def test_the_full_size_of_every_config_is_a_good_one(name, argument, tmp_path):
 @pytest.mark.parametrize("name", [*FILES, "base"])
 def test_a_config_is_short(name):
     lines = len((FOLDER / f"{name}.py").read_text().splitlines())
-    assert lines <= (120 if name == "base" else 45)
+    assert lines <= (140 if name == "base" else 45)

@@ -6,7 +6,7 @@ import pytest
 from jaxllm import data, settings
 from jaxllm.config import ConfigError
 from jaxllm.data import weights
-from jaxllm.training import setup
+from jaxllm.training import records, setup
 from tests.data_helpers import BYTES, data_config, open_source
 
 
@@ -182,4 +182,4 @@ def test_stages_can_be_given_on_the_command_line():
     file = "configs/shakespeare_char.py:smoke"
     config, _ = settings.load(file, [("data.weights", text)], setup.KINDS)
     data.check(config.data)
-    assert '"main": 2.0' in setup.config_json(config)
+    assert '"main": 2.0' in records.config_json(config)

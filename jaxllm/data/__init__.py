@@ -11,6 +11,7 @@ from jaxllm.data import (
     curriculum,
     examples,
     html,
+    mixing,
     prepared,
     shards,
     skip,
@@ -23,7 +24,7 @@ from jaxllm.data import (
 )
 from jaxllm.data.errors import BadInput, DataError
 from jaxllm.data.mixture import Mixture
-from jaxllm.data.origin import describe, differences, explain, record
+from jaxllm.data.origin import classes, describe, differences, explain, record
 from jaxllm.data.packing import Packed
 from jaxllm.data.prefetch import Prefetch
 from jaxllm.data.rows import empty_batch
@@ -57,6 +58,7 @@ DEFAULTS = {
     "weights": (),
     "over_epochs": "refuse",
     "on_change": "refuse",
+    "validation_from": 0.0,
     "curriculum": {"kind": "none", "until": 0.3},
     "skip": {"steps": (), "documents": ""},
     "transforms": {},
@@ -65,7 +67,7 @@ DEFAULTS = {
     **examples.ChatOptions()._asdict(),
 }
 # The same of a source, besides the options of its kind.
-SECTION = {"weight": 1.0, "split": "auto", "max_epochs": 0.0}
+SECTION = {"weight": 1.0, "split": "auto", "max_epochs": 0.0, "rows": ""}
 
 __all__ = [
     "NEEDS",
@@ -92,6 +94,7 @@ __all__ = [
     "open_split",
     "prepare",
     "record",
+    "rows_of",
     "texts",
 ]
 
@@ -124,9 +127,11 @@ def check(config):
         config: `config.data`.
     """
     make_sources(config)
-    _rows(config)
-    examples.check(config, get(config, "rows"), _options(config))
-    of_examples = get(config, "rows") in examples.ROWS
+    kinds = rows_of(config)
+    for name, rows in kinds.items():
+        examples.check(config, name, rows, _options(config, rows))
+    mixing.same_arrays({name: _empty(config, name, 1) for name in kinds}, kinds)
+    of_examples = any(rows in examples.ROWS for rows in kinds.values())
     transforms.check(get(config, "transforms"), of_examples and examples.TRANSFORMS)
     curriculum.check(**get(config, "curriculum"))
     skip.check(**get(config, "skip"))
@@ -138,35 +143,38 @@ def check(config):
             )
     for name, section in config.sources.items():
         build.settings(config, section, name)
+    if set(_each(config, "split").values()) == {build.ALL_TRAIN}:
+        raise ConfigError(
+            f"config.data.sources: each has split={build.ALL_TRAIN!r}, so that nothing is left to "
+            f"validate on.\n  Try --config.data.sources.{next(iter(config.sources))}.split=auto."
+        )
     weights.check(_each(config, "weight"), get(config, "weights"), get(config, "temperature"))
-    for name, limit in _each(config, "max_epochs").items():
-        if not 0 <= limit < float("inf"):
-            raise ConfigError(
-                f"config.data.sources.{name}.max_epochs={limit} must be 0 (no limit) or above.\n"
-                f"  Try --config.data.sources.{name}.max_epochs=4.0."
-            )
+    weights.check_limits(_each(config, "max_epochs"))
 
 
-def _rows(config):
-    """Returns the class of rows that `config.rows` names.
+def rows_of(config):
+    """Returns {name of a source: name of its rows}: its own, or those of all.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: there are no such rows.
     """
-    rows = get(config, "rows")
-    if rows not in ALL_ROWS:
-        raise ConfigError(
-            f"config.data.rows={rows!r} is unknown.{configs.near(rows, ALL_ROWS)} "
-            f"Known: {', '.join(ALL_ROWS)}.\n  Try --config.data.rows=windows."
-        )
-    return ALL_ROWS[rows]
+    found = {}
+    for name, own in _each(config, "rows").items():
+        field = f"data.sources.{name}.rows" if own else "data.rows"
+        found[name] = rows = own or get(config, "rows")
+        if rows not in ALL_ROWS:
+            raise ConfigError(
+                f"config.{field}={rows!r} is unknown.{configs.near(rows, ALL_ROWS)} "
+                f"Known: {', '.join(ALL_ROWS)}.\n  Try --config.{field}=windows."
+            )
+    return found
 
 
-def _options(config):
-    """Returns the settings of rows of examples; of documents there are none."""
-    if get(config, "rows") not in examples.ROWS:
+def _options(config, kind):
+    """Returns the settings of a kind of rows of examples; of documents there are none."""
+    if kind not in examples.ROWS:
         return examples.Options()
-    kind = _rows(config).OPTIONS
+    kind = examples.ROWS[kind].OPTIONS
     return kind(*(get(config, name) for name in kind._fields))
 
 
@@ -199,12 +207,16 @@ def empty(config, rows):
     Args:
         config: `config.data`.
     """
-    name = get(config, "rows")
-    if name in examples.ROWS:
-        batch = examples.empty(config, name, _options(config), rows)
-    else:
-        batch = empty_batch(rows, config.length)
+    batch = _empty(config, next(iter(config.sources)), rows)
     return transforms.of_padding(get(config, "transforms"), batch)
+
+
+def _empty(config, name, rows):
+    """Rows of padding of one source, before any transform."""
+    kind = rows_of(config)[name]
+    if kind in examples.ROWS:
+        return examples.empty(config, name, kind, _options(config, kind), rows)
+    return empty_batch(rows, config.length)
 
 
 def get(config, name):
@@ -284,23 +296,26 @@ def open_split(
     _check_lead(config, lead)
     opened, places = {}, {}
     for name, source in make_sources(config).items():
+        if split == "validation" and _each(config, "split")[name] == build.ALL_TRAIN:
+            continue
         options = _settings(config, name, source, tokenizer, lead)
         path, manifest = places[name] = _find(
             config, tokenizer, directory, name, source, verify, options
         )
-        more = {"options": _options(config)} if get(config, "rows") in examples.ROWS else {}
-        opened[name] = _rows(config)(
+        kind = rows_of(config)[name]
+        more = {"options": _options(config, kind)} if kind in examples.ROWS else {}
+        opened[name] = ALL_ROWS[kind](
             path, manifest, split, batch=config.batch, length=config.length, seed=seed, name=name,
             lead=lead, **more,
         )  # fmt: skip
-    if more:
-        examples.same_classes({name: manifest for name, (_, manifest) in places.items()})
+    examples.same_classes({n: m for n, (_, m) in places.items() if "classes" in m})
     if len(opened) == 1:
         (rows,) = opened.values()
     else:
         tokens = {name: source.tokens for name, source in opened.items()}
-        options = get(config, "weights"), get(config, "temperature")
-        plan = weights.stages(_each(config, "weight"), *options, tokens, steps * config.batch)
+        shares = {name: share for name, share in _each(config, "weight").items() if name in opened}
+        options = weights.of_sources(get(config, "weights"), opened), get(config, "temperature")
+        plan = weights.stages(shares, *options, tokens, steps * config.batch)
         rows = Mixture(opened, plan, seed)
     rows = _within_limits(config, rows, opened, seed, steps)
     if steps:
@@ -381,13 +396,3 @@ def _within_limits(config, rows, opened, seed, steps):
         plan = [(first, dict.fromkeys(opened, 0) | quotas) for first, quotas in rows.stages]
         rows = Mixture(opened, weights.give(plan, list(held), factors), seed, held)
     return rows
-
-
-def classes(source):
-    """Returns the names of the classes or tags of a source's examples, () where it has none.
-
-    Args:
-        source: as `open_split` returns.
-    """
-    (found, *_) = (one.manifest for one in source.sources.values())
-    return tuple({"classes": (), **found}["classes"])

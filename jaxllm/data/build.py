@@ -25,7 +25,9 @@ from jaxllm.tokenizers import TokenizerError
 # A long document is encoded in pieces of this length, cut after a newline where there is one.
 PIECE_CHARACTERS = 1 << 20
 SPLIT_KEY = b"jaxllm/split"
-SPLIT_MODES = ("auto", "hash", "tail")
+ALL_TRAIN = "train"  # split mode of a source that nothing is held back of
+SPLIT_MODES = ("auto", "hash", "tail", ALL_TRAIN)
+GRID = 2**32  # places that the borders of a split may have
 
 
 def settings(config, section, name):
@@ -47,9 +49,17 @@ def settings(config, section, name):
             f"Known: {', '.join(SPLIT_MODES)}.\n"
             f"  Try --config.data.sources.{name}.split={SPLIT_MODES[0]}."
         )
+    first = {"validation_from": 0.0, **config}["validation_from"]
+    if not 0 <= first <= 1 - fraction + 1e-9:
+        raise ConfigError(
+            f"config.data.validation_from={first} must be at least 0, and with "
+            f"validation_fraction={fraction} at most {1 - fraction:g}.\n"
+            "  Try --config.data.validation_from=0.0."
+        )
     return {
         "format": shards.FORMAT,
         "validation_fraction": fraction,
+        **({"validation_from": first} if first else {}),
         "split": mode,
         "bad_input": config.bad_input,
     }
@@ -118,14 +128,16 @@ def _write(source, tokenizer, options, directory, shard_tokens):
         split: shards.SplitWriter(directory, split, tokenizer.vocab_size, shard_tokens)
         for split in shards.SPLITS
     }
-    fraction, more = options["validation_fraction"], {}
+    fraction, first, more = options["validation_fraction"], options.get("validation_from", 0.0), {}
+    if options["split"] == ALL_TRAIN:
+        fraction, first = 0.0, 0.0
     if isinstance(source, ExampleSource):
         if options["split"] == "tail":
             raise DataError("split='tail' cuts documents; examples are whole. Try split='hash'.")
-        choose = functools.partial(split_of, fraction=fraction)
+        choose = functools.partial(split_of, fraction=fraction, first=first)
         more = store.add_all(source, tokenizer, writers, choose, bad, options)
     else:
-        documents = split_documents(source.documents(bad), fraction, options["split"])
+        documents = split_documents(source.documents(bad), fraction, options["split"], first)
         for text, split, where in documents:
             _add(writers[split], tokenizer, text, where)
     parts = {split: writer.close() for split, writer in writers.items()}
@@ -176,22 +188,24 @@ def pieces(text, size=PIECE_CHARACTERS):
     yield text[start:]
 
 
-def split_documents(documents, fraction, mode):
+def split_documents(documents, fraction, mode, first=0.0):
     """Yields (text, split name, where) for the train and validation parts of documents.
 
     With "hash" a document goes to validation by a keyed hash of its text, so that copies stay
     together and more data moves nothing. With "tail" each document is cut: its last `fraction`
-    of characters is validation. "auto" is "tail" for a single document, else "hash".
+    of characters is validation. "auto" is "tail" for a single document, else "hash". "train" holds
+    back nothing. `first` shifts what is validation: hashes from there on, or so much before the
+    tail.
     """
     documents = iter(documents)
-    first = next(documents, None)
-    if first is None:
+    start = next(documents, None)
+    if start is None:
         return
     second = next(documents, None)
     tail = mode == "tail" or (mode == "auto" and second is None)
-    held = [first] if second is None else [first, second]
+    held = [start] if second is None else [start, second]
     for document in itertools.chain(held, documents):
-        yield from _split_one(document, fraction, tail)
+        yield from _split_one(document, fraction, tail, first)
 
 
 def split_hash(text):
@@ -200,17 +214,19 @@ def split_hash(text):
     return int.from_bytes(digest, "little")
 
 
-def split_of(text, fraction):
-    """Returns the split that a text belongs to by its hash."""
-    return "validation" if split_hash(text) < fraction * 2**64 else "train"
+def split_of(text, fraction, first=0.0):
+    """Returns the split that a text belongs to by its hash; `first`: as of `split_documents`."""
+    begin, end = round(first * GRID), round((first + fraction) * GRID)
+    return "validation" if begin <= split_hash(text) * GRID >> 64 < end else "train"
 
 
-def _split_one(document, fraction, tail):
+def _split_one(document, fraction, tail, first):
     text, where = document.text, document.where
     if tail:
-        cut = int(len(text) * (1 - fraction))
-        for split, part in (("train", text[:cut]), ("validation", text[cut:])):
+        begin, end = (int(len(text) * (1 - round(at, 9))) for at in (first + fraction, first))
+        parts = (("train", text[:begin]), ("validation", text[begin:end]), ("train", text[end:]))
+        for split, part in parts:
             if part:
                 yield part, split, where
     else:
-        yield text, split_of(text, fraction), where
+        yield text, split_of(text, fraction, first), where

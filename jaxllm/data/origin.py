@@ -85,6 +85,16 @@ def describe(source, steps):
     return lines
 
 
+def classes(source):
+    """Returns the names of the classes or tags of a source's examples, () where it has none.
+
+    Args:
+        source: as `data.open_split` returns.
+    """
+    found = [{"classes": (), **one.manifest}["classes"] for one in source.sources.values()]
+    return tuple(next(filter(None, found), ()))
+
+
 def record(source, config, seed):
     """Returns all that the order of rows depends on, {name: text or number}.
 
@@ -95,10 +105,12 @@ def record(source, config, seed):
     """
     found = {"seed": seed, "batch": source.batch, "length": source.length}
     found["rows"] = {"rows": "windows", **config}["rows"]
-    options = getattr(next(iter(source.sources.values())), "options", None)
-    found |= options._asdict() if options else {}
+    for one in source.sources.values():
+        found |= one.options._asdict() if hasattr(one, "options") else {}
     lead = next(iter(source.sources.values())).lead
     found |= {"lead": lead} if lead else {}
+    for name, section in config["sources"].items():
+        found |= {f"sources.{name}.rows": section["rows"]} if section.get("rows") else {}
     for name, one in source.sources.items():
         content = json.dumps(one.manifest["splits"], sort_keys=True)
         found[f"sources.{name}.shards"] = hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -82,6 +82,14 @@ def stages(weights, schedule, temperature, tokens, rows):
     return found
 
 
+def of_sources(schedule, names):
+    """Returns a schedule, as of `stages`, of some sources alone; without stages of none of them."""
+    kept = (
+        (share, {n: w for n, w in dict(part).items() if n in names}) for share, part in schedule
+    )
+    return tuple((at, part) for at, part in kept if any(part.values()))
+
+
 def check(weights, schedule, temperature):
     """Raises ConfigError for what can be known of weights without their sources' tokens."""
     if not 0 <= temperature < float("inf"):
@@ -110,6 +118,16 @@ def check(weights, schedule, temperature):
                     f"Known: {', '.join(weights)}."
                 )
         quotas(dict(named), field="config.data.weights: {}")
+
+
+def check_limits(limits):
+    """Raises ConfigError for {name of a source: max_epochs} that cannot be."""
+    for name, limit in limits.items():
+        if not 0 <= limit < float("inf"):
+            raise ConfigError(
+                f"config.data.sources.{name}.max_epochs={limit} must be 0 (no limit) or above.\n"
+                f"  Try --config.data.sources.{name}.max_epochs=4.0."
+            )
 
 
 def over(epochs, limits):

@@ -17,10 +17,13 @@ from jaxllm.dims import ParamInfo
 from jaxllm.models import attention
 from jaxllm.models import cache as caches
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.depth import below_output
 from jaxllm.models.stacked import is_whole
 from jaxllm.models.transformer import Transformer
 
 UNROLL_ON_CPU = 8  # layers
+
+__all__ = ["Model", "abstract_params", "below_output", "for_platform", "make", "place_nowhere"]
 
 
 class Model(NamedTuple):
@@ -36,8 +39,10 @@ class Model(NamedTuple):
         hidden: (params, batch, key=None) -> (final hidden states [B, T, D], {name: sum over the
             tokens of a loss of the routers, weighted}); key: one a row.
         logits: (params, x [..., D]) -> float32 logits [..., V].
-        scores: (params, x [B, T, D], targets int32[B, T]) -> `Scores`; all that a cross-entropy
-            needs, also where the vocabulary is split.
+        scores: (params, x [B, T, D], targets int32[B, T], mean=False) -> `Scores`; all that a
+            cross-entropy needs, also where the vocabulary is split.
+        divergence: (params, x [B, T, D], x [B, T, D]) -> float32[B, T], how far the tokens that two
+            hidden states predict are apart, both ways; see `Transformer.divergence`.
         task: (params, x [B, T, D], batch) -> float32 outputs of the task's head, of
             `Transformer.read`.
         apply: (params, batch, key=None) -> float32 logits [B, T, V]; gathers by itself.
@@ -58,6 +63,7 @@ class Model(NamedTuple):
     hidden: Callable
     logits: Callable
     scores: Callable
+    divergence: Callable
     task: Callable
     apply: Callable
     extend: Callable
@@ -146,8 +152,11 @@ def make(c, shard=place_nowhere, gather=is_whole, rewrite=None):
     def logits(params, x):
         return module(params).logits(x)
 
-    def scores(params, x, targets):
-        return module(params).scores(x, targets)
+    def scores(params, x, targets, mean=False):
+        return module(params).scores(x, targets, mean)
+
+    def divergence(params, x, other):
+        return module(params).divergence(x, other)
 
     def task(params, x, batch):
         return module(params).read(x, batch)
@@ -171,7 +180,8 @@ def make(c, shard=place_nowhere, gather=is_whole, rewrite=None):
         return logits(params, x_BTD), cache
 
     lead = getattr(rewrite, "lead", 0)
-    return Model(c, infos, init, whole, hidden, logits, scores, task, apply, extend, lead)
+    reads = (hidden, logits, scores, divergence, task)
+    return Model(c, infos, init, whole, *reads, apply, extend, lead)
 
 
 @functools.lru_cache

@@ -301,11 +301,20 @@ def split_keys(key_B, count):
     return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, count))(key_B), 0, 1)
 
 
+def each_token(draw, key_B, index_BT):
+    """Returns draw(key) of every token, [B, T, …], whose key is of its row and its index in it.
+
+    So what is drawn depends on neither devices nor pieces.
+    """
+
+    def of_token(key, index):
+        return draw(jax.random.fold_in(key, index))
+
+    return jax.vmap(jax.vmap(of_token, (None, 0)))(key_B, index_BT)
+
+
 def dropout(x, rate, key_B, index_BT, split=False):
     """Zeroes a fraction `rate` of x [B, T, …] and scales up the rest; does nothing without keys.
-
-    Each token has its own key, made of its row's and its index in the row, so that what is dropped
-    depends on neither devices nor pieces.
 
     Args:
         split: whether axis 2 is this device's part of what is split over `tensor`.
@@ -315,11 +324,10 @@ def dropout(x, rate, key_B, index_BT, split=False):
     parts, own = wire.size("tensor") if split else 1, x.shape[2]
     shape = (own * parts, *x.shape[3:])
 
-    def of_token(key, index):
-        return jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, shape)
+    def of_token(key):
+        return jax.random.bernoulli(key, 1 - rate, shape)
 
-    index_BT = jnp.broadcast_to(index_BT, x.shape[:2])
-    keep = jax.vmap(jax.vmap(of_token, (None, 0)))(key_B, index_BT)
+    keep = each_token(of_token, key_B, jnp.broadcast_to(index_BT, x.shape[:2]))
     if parts > 1:
         keep = jax.lax.dynamic_slice_in_dim(keep, wire.index("tensor") * own, own, axis=2)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

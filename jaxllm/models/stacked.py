@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxllm.models import adapters, pipeline
 from jaxllm.models.block import Context
 from jaxllm.models.cache import Apart, is_apart
+from jaxllm.models.depth import layers_having
 from jaxllm.models.layers import KEPT, split_keys
 from jaxllm.sharding import wire
 
@@ -174,13 +175,7 @@ def _scan_layers(c, graph, x_BTD, context, per_layer, layers):
 
 def _rows(c, name, layers):
     """How many of the first `layers` layers have the part of a block called `name`."""
-    if name in ("mlp", "moe") and c.experts and c.moe_every > 1:
-        having = layers // c.moe_every
-        return having if name == "moe" else layers - having
-    if name in ("attn", "recurrence") and c.attention_every:
-        having = layers // c.attention_every
-        return having if name == "attn" else layers - having
-    return layers
+    return sum(layer < layers for layer in layers_having(c, name))
 
 
 def _map_stacks(function, stacked):

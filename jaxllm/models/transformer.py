@@ -45,11 +45,13 @@ class Scores(NamedTuple):
         partition_BT: logarithm of the sum of their exponentials.
         chosen_BT: logit of the target.
         top_BT: the largest; it has no gradient.
+        mean_BT: their mean, or None where it was not asked for.
     """
 
     partition_BT: Any
     chosen_BT: Any
     top_BT: Any
+    mean_BT: Any = None
 
 
 class Stack(nnx.Module):
@@ -106,7 +108,8 @@ class Stack(nnx.Module):
         Args:
             table_VD: of tokens, with rows and columns of this device.
             batch: {"tokens", "position", "segment": int32[B, T]}; "index" where rows are split;
-                "order", "prefix", "type" where there are any.
+                "order", "prefix", "type" where there are any; "noise" [B, T, D], which is added to
+                the embeddings of the tokens.
             shard, gather: as in `Transformer.hidden`; paths are those below this stack.
             key, cache, fresh: as in `Transformer.hidden`.
             memory: `Memory` that the layers look at besides, or None.
@@ -118,6 +121,7 @@ class Stack(nnx.Module):
         c, keys = self.c, split_keys(key, 2)
         batch = {"index": jnp.arange(batch["tokens"].shape[1], dtype=jnp.int32)[None], **batch}
         x_BTD = self._look_up(shard(table_VD, "vocab", "embed"), batch["tokens"])
+        x_BTD = x_BTD + batch["noise"].astype(c.dtype) if "noise" in batch else x_BTD
         x_BTD = x_BTD if self.prompt is None else self.prompt(x_BTD, batch["position"])
         if c.embed_scale:
             x_BTD = x_BTD * jnp.asarray(c.width**0.5, c.dtype)
@@ -213,7 +217,7 @@ class Transformer(Stack):
                 split. Of an encoder-decoder also {"inputs", "inputs_segment": int32[B, S]}, and
                 "inputs_position" where a row holds several documents; with a cache, where they
                 are not in it yet. "type" [B, T] where there are types of tokens; "prefix" and
-                "order": see `orders`.
+                "order": see `orders`. "noise", and "inputs_noise" [B, S, D]: see `Stack.run`.
             shard: function (x, *logical axes) -> x.
             gather: function (path, parameter) -> parameter, for the parameters of one layer.
             key: one dropout key a row [B], or None for no dropout.
@@ -245,6 +249,7 @@ class Transformer(Stack):
             "position": batch.get("inputs_position", jnp.broadcast_to(index_1S, segment_BS.shape)),
             "index": index_1S,
         }
+        inputs |= {"noise": batch["inputs_noise"]} if "inputs_noise" in batch else {}
         table_VD = (self if self.encoder.embed is None else self.encoder).embed[...]
 
         def of_encoder(path, x):
@@ -310,12 +315,13 @@ class Transformer(Stack):
         """Whether this device has only some rows of the table and columns of the head."""
         return self.embed[...].shape[0] < self.c.vocab
 
-    def scores(self, x_BTD, target_BT):
+    def scores(self, x_BTD, target_BT, mean=False):
         """Returns the `Scores` of targets, without the logits of the whole vocabulary at once.
 
         Args:
             x_BTD: final hidden states.
             target_BT: int32.
+            mean: whether the mean of the logits is asked for.
         """
         split, x_BTD = self._splits_vocab(), self._before_head(x_BTD)
         if split:
@@ -328,7 +334,25 @@ class Transformer(Stack):
         first = wire.index("tensor") * z_BTV.shape[-1] if split else 0
         is_target = jnp.arange(z_BTV.shape[-1]) == (target_BT - first)[..., None]
         chosen_BT = jnp.sum(jnp.where(is_target, z_BTV, 0.0), axis=-1)
+        mean_BT = jnp.sum(z_BTV, axis=-1) / self.c.vocab if mean else None
         if split:
             sum_BT, chosen_BT = wire.sum_parts(sum_BT), wire.sum_parts(chosen_BT)
             top_BT = wire.own_part(top_BT)
-        return Scores(top_BT + jnp.log(sum_BT), chosen_BT, top_BT)
+            mean_BT = wire.sum_parts(mean_BT) if mean else None
+        return Scores(top_BT + jnp.log(sum_BT), chosen_BT, top_BT, mean_BT)
+
+    def divergence(self, x_BTD, other_BTD):
+        """Returns KL(p, q) + KL(q, p) of the distributions of two hidden states, float32[B, T]."""
+        split = self._splits_vocab()
+
+        def log_probabilities(x_BTD):
+            x_BTD = self._before_head(x_BTD)
+            z_BTV = self._to_vocab(wire.join(x_BTD) if split else x_BTD)
+            top_BT1 = jnp.max(jax.lax.stop_gradient(z_BTV), axis=-1, keepdims=True)
+            z_BTV = z_BTV - (wire.largest(top_BT1) if split else top_BT1)
+            sum_BT1 = jnp.sum(jnp.exp(z_BTV), axis=-1, keepdims=True)
+            return z_BTV - jnp.log(wire.sum_heads(sum_BT1) if split else sum_BT1)
+
+        p_BTV, q_BTV = log_probabilities(x_BTD), log_probabilities(other_BTD)
+        sum_BT = jnp.sum((jnp.exp(p_BTV) - jnp.exp(q_BTV)) * (p_BTV - q_BTV), axis=-1)
+        return wire.sum_parts(sum_BT) if split else sum_BT

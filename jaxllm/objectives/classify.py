@@ -27,7 +27,7 @@ def check_smoothing(smoothing):
         raise ValueError(f"smoothing={smoothing} must be from 0 to below 1, such as 0.1.")
 
 
-def make(model, *, smoothing=0.0, class_weights=()):
+def make(model, *, smoothing=0.0, class_weights=(), rdrop=0.0):
     """Makes the loss of a classifier.
 
     Args:
@@ -35,11 +35,12 @@ def make(model, *, smoothing=0.0, class_weights=()):
         smoothing: of the labels; 0 is off.
         class_weights: one number a class, which its examples' losses are multiplied by; () for 1.
             The count remains that of the examples, so let their mean over the data be 1.
+        rdrop: as of `base.of_head`.
 
     Returns:
         loss(params, refs, batch, key) -> Loss in nats, counted in examples. `batch` holds what the
-        model reads, label: int32[B] and weight: float32[B]. Sums: loss, accuracy, the routers'
-        losses.
+        model reads, label: int32[B] and weight: float32[B]. Sums: loss, accuracy, rdrop
+        where it is on, the routers' losses.
 
     Raises:
         ValueError: an option out of range; or, while tracing, another number of classes.
@@ -62,4 +63,4 @@ def make(model, *, smoothing=0.0, class_weights=()):
         sums = {"loss": jnp.sum(each_B), "accuracy": jnp.sum(hit_B * weight_B)}
         return sums, weight_B
 
-    return of_head(model, sums_of)
+    return of_head(model, sums_of, rdrop)

@@ -41,7 +41,7 @@ def make(model, *, temperature=0.05, both_ways=True):
         B, sides, T = batch["tokens"].shape
         if sides != 2:
             raise ValueError(f"contrast wants tokens as [B, 2, T], got {[B, sides, T]}.")
-        texts = {name: x.reshape(2 * B, T) for name, x in batch.items() if x.ndim == 3}
+        texts = {n: x.reshape(2 * B, *x.shape[2:]) for n, x in batch.items() if x.ndim >= 3}
         key = None if key is None else jax.vmap(jax.random.split)(key).reshape(2 * B)
         x_RTD, extra = model.hidden(params, texts, key)
         z_RD = model.task(params, x_RTD, texts).astype(jnp.float32)

@@ -1,15 +1,20 @@
 """Next-token prediction with a cross-entropy that need not hold all logits at once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from jaxllm import trees
-from jaxllm.objectives.base import Loss
+from jaxllm.objectives import documents
+from jaxllm.objectives.base import Loss, check_rdrop, doubled, halved
+from jaxllm.objectives.classify import check_smoothing
 from jaxllm.sharding import wire
 
 # Logits held at once when `chunk` is 0: 2^26 float32 numbers are 256 MiB a device.
 LOGITS_AT_ONCE = 2**26
 PER = ("token", "example")
+ADDED = ("z_loss", "smoothing", "rdrop")  # to the loss of the tokens, where they are on
 
 
 def pieces(batch, length, vocab, chunk):
@@ -48,19 +53,14 @@ def by_document(weight_BT, segment_BT):
         segment_BT: int32, documents of a row from 1; 0 is padding.
     """
     ways = wire.size("seq") * wire.size("tensor")
-    room = weight_BT.shape[1] * ways + 1  # no row has more documents than places
-
-    def add_up(weight_T, segment_T):
-        return jnp.zeros(room, jnp.float32).at[segment_T].add(weight_T)
-
-    total_BS = wire.sum_tokens(wire.sum_row(jax.vmap(add_up)(weight_BT, segment_BT)))
+    total_BS = documents.sums(weight_BT, segment_BT)
     own_BT = jnp.take_along_axis(total_BS, segment_BT, axis=1)
     weight_BT = jnp.where(weight_BT > 0, weight_BT / jnp.where(own_BT > 0, own_BT, 1), 0)
     # Each of the devices that share a row finds all of its documents.
     return weight_BT, jnp.sum(total_BS[:, 1:] > 0, dtype=jnp.float32) / ways
 
 
-def make(model, *, z_loss=0.0, chunk=0, per="token"):
+def make(model, *, z_loss=0.0, chunk=0, per="token", smoothing=0.0, rdrop=0.0):
     """Makes the language-modelling loss: mean negative log-likelihood of the targets.
 
     Args:
@@ -71,12 +71,18 @@ def make(model, *, z_loss=0.0, chunk=0, per="token"):
             the whole length are computed again in the backward pass.
         per: what counts alike: every "token", or every "example": the mean over the tokens of each
             document in a row counts one, however long it is.
+        smoothing: share of the target that goes to all tokens alike (Szegedy et al. 2016,
+            arXiv:1512.00567, section 7); 0.1 is usual, 0 is off.
+        rdrop: in training each row is read twice with other dropout, and rdrop / 2 (KL(p, q) +
+            KL(q, p)) of what they predict comes to the mean of both losses (Liang et al. 2021,
+            arXiv:2106.14448); 0 is off.
 
     Returns:
         loss(params, refs, batch, key) -> Loss in nats, counted in tokens or examples. `key` is None
         or one a row [B], for dropout. `batch` holds tokens, targets, position, segment:
         int32[B, T], weight: float32[B, T].
-        Sums: loss (of the tokens alone), accuracy, z_loss where it is on, the routers' losses.
+        Sums: loss (of the tokens alone), accuracy, the routers' losses; z_loss, smoothing and rdrop
+        where they are on: what each adds to the loss.
 
     Raises:
         ValueError: an option out of range.
@@ -94,9 +100,12 @@ def make(model, *, z_loss=0.0, chunk=0, per="token"):
             "model.router_z_loss to 0, or take another, such as token."
         )
 
-    def piece_sums(params, piece):
+    check_smoothing(smoothing)
+    check_rdrop(rdrop)
+
+    def piece_sums(params, piece, twice):
         x_BTD, target_BT, weight_BT = piece
-        found = model.scores(params, x_BTD, target_BT)
+        found = model.scores(params, x_BTD, target_BT, smoothing > 0)
         hit_BT = found.chosen_BT >= found.top_BT
         sums = {
             "loss": jnp.sum((found.partition_BT - found.chosen_BT) * weight_BT),
@@ -104,10 +113,19 @@ def make(model, *, z_loss=0.0, chunk=0, per="token"):
         }
         if z_loss:
             sums["z_loss"] = z_loss * jnp.sum(jnp.square(found.partition_BT) * weight_BT)
+        if smoothing:
+            lost_BT = found.chosen_BT - found.mean_BT
+            sums["smoothing"] = smoothing * jnp.sum(lost_BT * weight_BT)
+        if twice:
+            far_BT = model.divergence(params, *jnp.split(x_BTD, 2))
+            sums["rdrop"] = rdrop * jnp.sum(far_BT * jnp.split(weight_BT, 2)[0])
         return sums
 
     def loss(params, refs, batch, key=None):
         del refs  # nothing frozen takes part
+        twice = rdrop > 0 and key is not None
+        if twice:
+            batch, key = doubled(batch, key)
         x_BTD, extra = model.hidden(model.whole(params), batch, key)
         # The backward pass is done with the head, and so with its logits, before it begins with
         # the layers: left to itself a compiler may hold them all the while.
@@ -119,8 +137,10 @@ def make(model, *, z_loss=0.0, chunk=0, per="token"):
         if per == "example":
             weight_BT, count = by_document(weight_BT, batch["segment"])
         n = pieces(*x_BTD.shape[:2], model.config.vocab, chunk)
-        sums = add_pieces(piece_sums, params, (x_BTD, batch["targets"], weight_BT), n)
-        total = sums["loss"] + sums.get("z_loss", 0.0) + sum(extra.values())
-        return Loss(total, count, sums | extra)
+        of_piece = functools.partial(piece_sums, twice=twice)
+        sums = add_pieces(of_piece, params, (x_BTD, batch["targets"], weight_BT), n)
+        total = sums["loss"] + sum(sums.get(name, 0.0) for name in ADDED) + sum(extra.values())
+        found = Loss(total, count, sums | extra)
+        return halved(found) if twice else found
 
     return loss

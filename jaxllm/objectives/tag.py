@@ -6,17 +6,18 @@ from jaxllm.objectives.base import of_head
 from jaxllm.objectives.classify import check_smoothing, entropy
 
 
-def make(model, *, smoothing=0.0):
+def make(model, *, smoothing=0.0, rdrop=0.0):
     """Makes the loss of a tagger.
 
     Args:
         model: `models.Model` with `task`: (params, x [B, T, D], batch) -> float32[B, T, C].
         smoothing: of the labels; 0 is off.
+        rdrop: as of `base.of_head`.
 
     Returns:
         loss(params, refs, batch, key) -> Loss in nats, counted in tagged tokens. `batch` holds what
-        the model reads, targets: int32[B, T] and weight: float32[B, T]. Sums: loss, accuracy, the
-        routers' losses.
+        the model reads, targets: int32[B, T] and weight: float32[B, T]. Sums: loss, accuracy, rdrop
+        where it is on, the routers' losses.
 
     Raises:
         ValueError: an option out of range.
@@ -32,4 +33,4 @@ def make(model, *, smoothing=0.0):
         }
         return sums, weight_BT
 
-    return of_head(model, sums_of)
+    return of_head(model, sums_of, rdrop)

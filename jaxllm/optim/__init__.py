@@ -5,9 +5,9 @@ import re
 
 import optax
 
-from jaxllm.config import make
+from jaxllm.config import ConfigError, make
 from jaxllm.optim import optimizers, schedules
-from jaxllm.optim.groups import group_of, read_groups, scale_by
+from jaxllm.optim.groups import by_depth, group_of, read_groups, scale_by
 from jaxllm.optim.schedules import Schedule
 from jaxllm.optim.state import param_of, state_axes, step_count
 from jaxllm.trees import map_with_path
@@ -52,17 +52,20 @@ def make_schedule(section, steps):
     return make(SCHEDULES, section, "schedule", steps)
 
 
-def make_optimizer(section, schedule, infos, ignore=(), factors=()):
+def make_optimizer(section, schedule, infos, ignore=(), factors=(), depths=None):
     """Makes the optimizer that `config.optim` describes.
 
     Args:
-        section: {kind, options, groups}; `groups` = {name: {pattern, lr_scale, weight_decay}} sets
-            parameters apart by their path, see `Group`. A group with lr_scale 0 is frozen: it gets
-            no update and has no state.
+        section: {kind, options, groups, layer_decay}; `groups` = {name: {pattern, lr_scale,
+            weight_decay}} sets parameters apart by their path, see `Group`. A group with lr_scale 0
+            is frozen: it gets no update and has no state. `layer_decay` is a factor of the learning
+            rate for each layer further from the output (Clark et al. 2020, arXiv:2003.10555).
         schedule: a `Schedule`.
         infos: {path: ParamInfo} of every parameter that the tree will have.
         ignore: names in the section that are for others, such as gradient clipping.
         factors: ((regular expression, factor), …) of learning rates, of paths searched, besides.
+        depths: {path: steps below the output, one for each stacked layer, or one}, as
+            `models.below_output` has them; without layer_decay None will do.
 
     Returns:
         optax.GradientTransformation; its update needs params, and its counts are of updates that
@@ -72,7 +75,16 @@ def make_optimizer(section, schedule, infos, ignore=(), factors=()):
         ConfigError: unknown kind, option or group setting, or a value out of range.
     """
     groups = read_groups(section.get("groups") or {}, infos)
-    tx = make(OPTIMIZERS, section, "optim", schedule, infos, groups, ignore=("groups", *ignore))
+    own = ("groups", "layer_decay", *ignore)
+    tx = make(OPTIMIZERS, section, "optim", schedule, infos, groups, ignore=own)
+    decay = section.get("layer_decay", 1.0)
+    if not 0 < decay <= 1:
+        raise ConfigError(
+            f"config.optim.layer_decay={decay} must be above 0 and at most 1.\n"
+            "  Try --config.optim.layer_decay=0.9."
+        )
+    if decay < 1:
+        tx = optax.chain(tx, scale_by(by_depth(decay, depths, infos)))
     scales = {}
     for path in infos:
         group = group_of(path, groups)

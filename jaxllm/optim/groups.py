@@ -8,6 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
+import numpy as np
 import optax
 
 from jaxllm.config import ConfigError, near
@@ -150,11 +151,28 @@ def add_decay(decay):
     return optax.stateless(lambda updates, params: map_with_path(one, updates, params))
 
 
+def by_depth(decay, depths, infos):
+    """Returns {path: decay ^ depth}, float32 of a shape that multiplies the parameter.
+
+    Args:
+        decay: factor a step.
+        depths: {path: one number, or one for each layer of a stack}.
+        infos: {path: ParamInfo}.
+    """
+
+    def one(path, info):
+        steps = np.array(depths[path])
+        shape = (-1, *(1,) * (len(info.shape) - 1)) if len(steps) > 1 else ()
+        return np.float32(decay**steps).reshape(shape)
+
+    return {path: one(path, info) for path, info in infos.items()}
+
+
 def scale_by(factors):
-    """Makes the transformation that multiplies each update by factors[path]."""
+    """Makes the transformation that multiplies each update by factors[path]: numbers, or arrays."""
 
     def one(path, update):
         factor = info_of(factors, path)
-        return update if factor == 1.0 else factor * update
+        return update if np.all(factor == 1.0) else factor * update
 
     return optax.stateless(lambda updates, _: map_with_path(one, updates))

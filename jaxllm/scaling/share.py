@@ -134,14 +134,15 @@ def describe(config, count, platform, vocab):
         tokens,
         tokens // shape["tensor"],
         sharding.param_specs(infos, rules.params, mesh),
-        *_optimizer(config, infos, rules.optimizer, mesh),
+        *_optimizer(config, c, infos, rules.optimizer, mesh),
     )
 
 
-def _optimizer(config, infos, rules, mesh):
+def _optimizer(config, c, infos, rules, mesh):
     """(Bytes of the optimizer's state, FLOPs of its own products) on a device."""
     schedule = optim.make_schedule(config.schedule, config.steps)
-    tx = optim.make_optimizer(config.optim, schedule, infos)
+    depths = models.below_output(c, infos)
+    tx = optim.make_optimizer(config.optim, schedule, infos, depths=depths)
     params = trees.unflatten(
         {path: jax.ShapeDtypeStruct(info.shape, info.dtype) for path, info in infos.items()}
     )

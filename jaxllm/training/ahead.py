@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxllm.training import setup
+from jaxllm.training import records, setup
 
 
 class Program(NamedTuple):
@@ -86,7 +86,7 @@ def remembered(config, machine, make):
     if importlib.util.find_spec("libtpu"):
         versions.append(importlib.metadata.version("libtpu"))
     sources = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
-    key = hashlib.sha256("\n".join([setup.config_json(config), machine, *versions]).encode())
+    key = hashlib.sha256("\n".join([records.config_json(config), machine, *versions]).encode())
     for source in sources:
         key.update(source.read_bytes())
     place = pathlib.Path(config.runtime.compile_cache).expanduser() / "plans"

@@ -4,18 +4,15 @@ A fine-tuning method that trains little keeps no copy of the rest: each start of
 anew from where it came, and refuses another one by its digest.
 """
 
-import hashlib
-import json
 import pathlib
 import re
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxllm import finetune, models, tokenizers, trees
 from jaxllm.config import ConfigError
-from jaxllm.training import records, setup
+from jaxllm.training import anchors, prints, records, setup
 from jaxllm.training.checkpoint import Checkpoints
 from jaxllm.training.state import place_key
 
@@ -26,7 +23,8 @@ class Base(NamedTuple):
     """What a run is trained over and does not change.
 
     Attributes:
-        refs: frozen trees, as `run.refs` has them: {"base": …}, or {} where all is trained.
+        refs: frozen trees, as `run.refs` has them: "base" where not all is trained, "start" and
+            "fisher" where penalties look at them.
         digest: of the plain model's parameters that these are of, or "".
     """
 
@@ -50,6 +48,7 @@ def begin(run, workdir):
     base = trees.flatten(load(run))
     if not run.refs:
         return trees.unflatten(base), NONE
+    held = anchors.load(run, base)
     method, c = run.method, run.model.config
     text = method.start if method.kind == "prompt" else ""
     ids = tuple(run.tokenizer.encode(text)) if text else ()
@@ -70,25 +69,27 @@ def begin(run, workdir):
                 wanted = _taken(run, trees.flatten(run.abstract.params))
                 taken = trees.flatten(checkpoints.restore(0, trees.unflatten(wanted))[0])
                 params = trees.unflatten({**trees.flatten(params), **taken})
-    return params, Base(_freeze(run, base, taken), digest(base))
+    return params, Base(held | _freeze(run, base, taken), prints.digest(base))
 
 
-def again(run, workdir, known):
+def again(run, workdir, known, training=False):
     """Returns the `Base` of a run that goes on, or is read.
 
     Args:
         run: `setup.Run`.
         workdir: its directory.
-        known: digest of the base that its checkpoints were trained over.
+        known: digest of the base that its checkpoints were trained over; None where they were
+            trained over none, before a penalty was put on.
+        training: whether it goes on; else what penalties look at is not read.
 
     Raises:
         ConfigError: `config.init_from` is gone, or is another base.
     """
-    if not run.refs:
+    if not run.refs or not (training or "base" in run.refs):
         return NONE
     base = trees.flatten(load(run))
-    found = digest(base)
-    if found != known:
+    found = prints.digest(base)
+    if known and found != known:
         raise ConfigError(
             f"config.init_from={run.config.init_from} is not what {workdir} was trained over: its "
             f"parameters have the digest {found[:12]}, and those had {known[:12]}.\n"
@@ -98,7 +99,8 @@ def again(run, workdir, known):
     if taken:
         with Checkpoints(pathlib.Path(workdir) / FIRST, read_only=True) as checkpoints:
             taken = trees.flatten(checkpoints.restore(0, trees.unflatten(taken))[0])
-    return Base(_freeze(run, base, taken), found)
+    held = anchors.load(run, base) if training else {}
+    return Base(held | _freeze(run, base, taken), found)
 
 
 def _taken(run, params):
@@ -109,7 +111,9 @@ def _taken(run, params):
 
 
 def _freeze(run, base, taken):
-    """Returns refs: what of the base is not trained, as it is stored."""
+    """Returns {"base": what of it is not trained, as it is stored}, {} where all is."""
+    if "base" not in run.refs:
+        return {}
     method, c, wanted = run.method, run.model.config, run.refs["base"]
 
     def freeze(base, taken):
@@ -205,30 +209,3 @@ def merged(run, params):
 
     places = jax.tree.map(lambda leaf: leaf.sharding, setup.plain_params(run))
     return jax.jit(merge, out_shardings=places)(params)
-
-
-def digest(params):
-    """Returns a digest of parameters, the same on any mesh: 64 hexadecimal digits.
-
-    Args:
-        params: {path: array}.
-    """
-    sums = jax.device_get(jax.jit(_checksums)(params))
-    record = {path: [list(x.shape), *map(int, sums[path])] for path, x in params.items()}
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _checksums(params):
-    """Two sums, modulo 2^32, of each array's bits, each weighted by where it stands."""
-
-    def one(x):
-        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-        place = jnp.zeros((), jnp.uint32)
-        for axis, size in enumerate(x.shape):
-            along = jnp.arange(size, dtype=jnp.uint32)
-            place = place * jnp.uint32(size) + along.reshape(-1, *(1,) * (x.ndim - 1 - axis))
-        mixed = (bits ^ (place * jnp.uint32(0x9E3779B9))) * jnp.uint32(0x85EBCA6B)
-        mixed ^= mixed >> 13
-        return jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed * (2 * place + 1), dtype=jnp.uint32)
-
-    return {path: one(x) for path, x in params.items()}

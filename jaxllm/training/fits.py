@@ -173,7 +173,8 @@ def told(config):
         return dict(of_text=False, whole=False)
     # Runs from before there was a choice have none.
     by_example = {"per": "token", **config.objective}["per"] == "example"
-    plain = data.get(config.data, "rows") in data.ROWS and not data.needs(config.data)
+    kinds = data.rows_of(config.data).values()
+    plain = all(rows in data.ROWS for rows in kinds) and not data.needs(config.data)
     unit = "examples" if by_example else "tokens"
     return dict(of_text=True, whole=plain and not by_example, unit=unit)
 

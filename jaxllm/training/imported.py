@@ -160,7 +160,7 @@ def save(workdir, run, params, tokenizer, meta):
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, {"tokenizer": tokenizer.fingerprint, **meta})
     # Last: a directory without it holds no run.
-    (workdir / "config.json").write_text(setup.config_json(run.config))
+    (workdir / "config.json").write_text(records.config_json(run.config))
 
 
 def refuse_used(workdir):

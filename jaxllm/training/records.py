@@ -38,6 +38,11 @@ def load_config(workdir, overrides=(), given_by="--workdir"):
     return config
 
 
+def config_json(config):
+    """The config as JSON text, sorted, so that equal configs give equal text."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True, default=list)
+
+
 def _tuples(mapping):
     return {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()}
 

@@ -12,7 +12,17 @@ import jax
 
 from jaxllm.config import ConfigError
 from jaxllm.scaling import devices
-from jaxllm.training import announce, base, drift, hosts, initial, look, processes, setup
+from jaxllm.training import (
+    announce,
+    base,
+    drift,
+    hosts,
+    initial,
+    look,
+    processes,
+    records,
+    setup,
+)
 from jaxllm.training.arrays import MismatchError
 from jaxllm.training.checkpoint import Checkpoints
 from jaxllm.training.lock import RunLock
@@ -35,7 +45,7 @@ def train(config, workdir, notes=(), join=("", 0, -1)):
         workdir: directory of the run; made if absent. It is the run: config.json, run.json,
             metrics.jsonl, speed.jsonl, TensorBoard events, checkpoints/, tokenizer/, summary.json.
         notes: lines for the start page.
-        join: arguments of `processes.join`.
+        join: arguments of `processes.join`; None where they have been joined.
 
     Returns:
         Exit status: 0 when done, stopped early or by SIGTERM; 130 after Ctrl-C; 1 otherwise.
@@ -47,10 +57,11 @@ def train(config, workdir, notes=(), join=("", 0, -1)):
     workdir = local(workdir)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop(grace_s=config.runtime.grace_s))
-        processes.join(*join)
+        if join is not None:
+            processes.join(*join)
         stop.listen()
         setup.check(config, jax.device_count())
-        processes.check_same("config", setup.config_json(config))
+        processes.check_same("config", records.config_json(config))
         lock = stack.enter_context(RunLock(workdir))
         with stop.phase("prepare"):
             run = setup.assemble(config, workdir)
@@ -195,14 +206,15 @@ def restore_or_create(run, checkpoints, step, workdir):
     check_tokenizer(run.tokenizer, meta, step)
     check_data(run, meta, step)
     known = {field: meta[field] for field in vars(Progress()) if field in meta}
-    return state, base.again(run, workdir, meta.get("base")), Progress(**known)
+    under = base.again(run, workdir, meta.get("base"), training=True)
+    return state, under, Progress(**known)
 
 
 def is_finished(config, workdir, step):
     """Whether a run has done all its steps, or stopped early by this very config, and said so."""
     try:
         summary = json.loads((workdir / "summary.json").read_text())
-        same = (workdir / "config.json").read_text() == setup.config_json(config)
+        same = (workdir / "config.json").read_text() == records.config_json(config)
     except (OSError, ValueError):
         return False
     if summary["step"] != step:
@@ -211,13 +223,26 @@ def is_finished(config, workdir, step):
     return done or (summary["status"] == "early_stop" and same)
 
 
+def has_ended(config, workdir):
+    """Whether a run has ended by itself, by its summary alone; all processes get one answer."""
+
+    def look():
+        try:
+            step = json.loads((workdir / "summary.json").read_text())["step"]
+        except (OSError, ValueError):
+            return False
+        return is_finished(config, workdir, step)
+
+    return hosts.share("ended", look)
+
+
 def changes(config, workdir):
     """Returns a line for each setting that differs from those the run had when it last started."""
     try:
         before = flat(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError):
         return []
-    now = flat(json.loads(setup.config_json(config)))
+    now = flat(json.loads(records.config_json(config)))
     return [
         f"config.{name} was {before.get(name)} in this run, and is {now.get(name)} from here on"
         for name in sorted(before.keys() | now.keys())
@@ -236,7 +261,7 @@ def write_records(config, workdir):
         "devices": [str(device.device_kind) for device in jax.devices()],
         "processes": jax.process_count(),
     }
-    (workdir / "config.json").write_text(setup.config_json(config))
+    (workdir / "config.json").write_text(records.config_json(config))
     (workdir / "run.json").write_text(json.dumps(record, indent=1))
 
 

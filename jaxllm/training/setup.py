@@ -9,7 +9,7 @@ import jax
 from jaxllm import data, finetune, models, objectives, optim, sharding, tokenizers, trees
 from jaxllm.config import ConfigError, arguments, make
 from jaxllm.models.families import model_config
-from jaxllm.training import fits, hosts, processes, ranges
+from jaxllm.training import fits, hosts, processes, ranges, regularize
 from jaxllm.training.state import born_sharded, create
 from jaxllm.training.step import StepOptions, make_evaluate, make_step
 
@@ -25,7 +25,7 @@ KINDS = {
     "data.transforms.*": (data.TRANSFORMS, {}),
     "data.sources.*": (data.SOURCES, data.SECTION),
     "objective": (objectives.OBJECTIVES, {}),
-    "optim": (optim.OPTIMIZERS, {"groups": {}}),
+    "optim": (optim.OPTIMIZERS, {"groups": {}, "layer_decay": 1.0}),
     "schedule": (optim.SCHEDULES, {}),
     "finetune": (finetune.METHODS, {}),
 }
@@ -41,7 +41,8 @@ class Run(NamedTuple):
         method: `finetune.Method`.
         infos: {path: ParamInfo} of those that are trained.
         abstract: TrainState of shapes and shardings.
-        refs: {name: the same of a frozen tree}: "base", what is not trained, where there is such.
+        refs: {name: the same of a frozen tree}: "base", what is not trained, where there is such;
+            those of `regularize.ANCHORS` that penalties of the parameters take.
         create: random key -> TrainState of drawn parameters, sharded from birth.
         start: params -> TrainState of step 0 with these; donates them.
         step: (state, refs, batch) -> (state, metrics); not yet compiled, donates the state.
@@ -100,6 +101,7 @@ def check_program(config, devices):
     shape = sharding.mesh_shape(config.mesh, devices)
     method = method_of(config)
     finetune.check(method, c, shape)
+    regularize.check(config, c, method)
     _make_optimizer(config, method, c)
     model = models.make(c, rewrite=method.rewrite)
     make(objectives.OBJECTIVES, config.objective, "objective", model)
@@ -247,13 +249,17 @@ def assemble_program(config, vocab, devices):
         return create(drawn, tx, key, ema=bool(config.step.ema), scaled=scaled)
 
     abstract, make_state = born_sharded(new_state, tx, infos, rules, mesh)
-    drops = c.dropout > 0 or method.dropout
+    held = regularize.read(config)
+    drops = c.dropout > 0 or method.dropout or held.draws
     options = StepOptions(**config.step.to_dict(), seed=config.seed + 1, dropout=drops)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     loss = over_base(loss)
-    step = make_step(loss, tx, schedule, options, mesh, own_specs, refs_specs)
+    in_training, more = regularize.of_step(held, loss, c.width)
+    step = make_step(in_training, tx, schedule, options, mesh, own_specs, refs_specs, **more)
     told = COMPILER_OPTIONS.get(platform)
-    refs = {"base": abstract_params(frozen, rules, mesh)} if frozen else {}
+    trees_of = {"base": frozen} if frozen else {}
+    trees_of |= regularize.anchored(held, infos, config.init_fresh)
+    refs = {name: abstract_params(found, rules, mesh) for name, found in trees_of.items()}
 
     def from_params(params):
         return create(lambda _: params, tx, None, ema=bool(config.step.ema), scaled=scaled)
@@ -297,7 +303,8 @@ def _make_optimizer(config, method, c):
     whole = models.abstract_params(c, method.rewrite)
     trained, _ = finetune.split(method, c, config.init_fresh)
     infos = {path: whole[path] for path in trained}
-    tx = optim.make_optimizer(config.optim, schedule, infos, factors=method.lr_scales)
+    told = dict(factors=method.lr_scales, depths=models.below_output(c, infos))
+    tx = optim.make_optimizer(config.optim, schedule, infos, **told)
     return schedule, tx, infos
 
 
@@ -390,8 +397,3 @@ def abstract_batch(run, batch):
         name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype, sharding=place)
         for name, x in rows.items()
     }
-
-
-def config_json(config):
-    """The config as JSON text, sorted, so that equal configs give equal text."""
-    return json.dumps(config.to_dict(), indent=1, sort_keys=True, default=list)

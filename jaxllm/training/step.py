@@ -8,6 +8,7 @@ import optax
 
 from jaxllm import sharding, trees
 from jaxllm.objectives import Loss
+from jaxllm.training import regularize
 from jaxllm.training.state import LossScale
 
 GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles
@@ -33,13 +34,8 @@ class StepOptions(NamedTuple):
     dropout: bool = False
 
 
-def make_gradient(loss_fn, micro_batches, mesh=None, specs=None, refs_specs=None):
-    """Returns gradient(params, refs, batch, key, factor) -> (Loss sums, gradient sums).
-
-    The batch is cut along axis 0 into `micro_batches` pieces; loss and gradient are summed, never
-    averaged, so that a token weighs the same in whatever piece it falls. `mesh`, `specs` and
-    `refs_specs` are those of `sharding.spread`.
-    """
+def plain_gradient(loss_fn):
+    """Returns gradient(params, refs, rows, key, factor) -> (Loss sums, gradients) of a piece."""
 
     def of_piece(params, refs, rows, key, factor):
         def total(params):
@@ -48,6 +44,20 @@ def make_gradient(loss_fn, micro_batches, mesh=None, specs=None, refs_specs=None
 
         grads, loss = jax.grad(total, has_aux=True)(params)
         return loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+
+    return of_piece
+
+
+def make_gradient(
+    loss_fn, micro_batches, mesh=None, specs=None, refs_specs=None, of_pieces=plain_gradient
+):
+    """Returns gradient(params, refs, batch, key, factor) -> (Loss sums, gradient sums).
+
+    The batch is cut along axis 0 into `micro_batches` pieces; loss and gradient are summed, never
+    averaged, so that a token weighs the same in whatever piece it falls. `mesh`, `specs` and
+    `refs_specs` are those of `sharding.spread`; `of_pieces` is `plain_gradient` or the like.
+    """
+    of_piece = of_pieces(loss_fn)
 
     def gradient(params, refs, batch, key, factor):
         if micro_batches == 1:
@@ -61,7 +71,18 @@ def make_gradient(loss_fn, micro_batches, mesh=None, specs=None, refs_specs=None
     return sharding.spread(gradient, mesh, specs, refs_specs, gradients=True)
 
 
-def make_step(loss_fn, tx, schedule, options, mesh=None, specs=None, refs_specs=None):
+def make_step(
+    loss_fn,
+    tx,
+    schedule,
+    options,
+    mesh=None,
+    specs=None,
+    refs_specs=None,
+    *,
+    of_pieces=plain_gradient,
+    penalty=None,
+):
     """Returns step(state, refs, batch) -> (state, metrics).
 
     Args:
@@ -69,26 +90,31 @@ def make_step(loss_fn, tx, schedule, options, mesh=None, specs=None, refs_specs=
         tx: optax.GradientTransformation.
         schedule: update count -> learning rate, for the metrics.
         options: StepOptions.
+        mesh, specs, refs_specs, of_pieces: as `make_gradient` takes them.
+        penalty: None, or (params, refs) -> {metric: what is added to the loss of one token}.
 
     An update that is not finite changes nothing but the counters `skipped` and `bad_run` (and
     halves the loss scale, in float16). After `skip_limit` of them in a row no update is applied any
     more: the loop finds `bad_run` at the limit and stops, and how late it looks changes nothing.
     One of a batch in which nothing counts is skipped too, and is not bad.
     """
-    gradient = make_gradient(loss_fn, options.micro_batches, mesh, specs, refs_specs)
+    gradient = make_gradient(loss_fn, options.micro_batches, mesh, specs, refs_specs, of_pieces)
 
     def step(state, refs, batch):
         key = None
         if options.dropout:
             key = jax.random.fold_in(jax.random.key(options.seed), state.step)
         factor = state.scale.factor if state.scale else jnp.float32(1)
-        loss, grads = gradient(state.params, refs, batch, key, factor)
+        loss, grads = gradient(state.params, _without_anchors(refs), batch, key, factor)
         empty = loss.count == 0
         loss = loss._replace(count=jnp.where(empty, 1, loss.count))
         # Divide once, at the end.
         grads = jax.tree.map(lambda g: g / (loss.count * factor), grads)
+        terms = {}
+        if penalty is not None:
+            grads, terms = regularize.add_slopes(penalty, state.params, refs, grads)
         norm = optax.tree.norm(grads)
-        metrics = metrics_of(loss)
+        metrics = metrics_of(loss) | terms
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         apply = finite & ~empty & (state.bad_run < options.skip_limit)
         if options.clip:
@@ -137,9 +163,14 @@ def make_evaluate(loss_fn, mesh=None, specs=None, refs_specs=None):
     spread = sharding.spread(loss_fn, mesh, specs, refs_specs, gradients=False)
 
     def evaluate(params, refs, batch) -> Loss:
-        return spread(params, refs, batch, None)
+        return spread(params, _without_anchors(refs), batch, None)
 
     return evaluate
+
+
+def _without_anchors(refs):
+    """Frozen trees without those that only penalties look at."""
+    return {name: tree for name, tree in refs.items() if name not in regularize.ANCHORS}
 
 
 def _bad_run(state, finite, limit):

@@ -92,6 +92,20 @@ def labelled(*, path="", text="text", second="", label="label", classes=(), wher
     )  # fmt: skip
 
 
+def make_unlabelled(record, where, text, second):
+    """Returns the Example of a row; see `unlabelled`."""
+    return Example(_texts(record, text, second), where)
+
+
+def unlabelled(*, path="", text="text", second="", where=""):
+    """The texts of `labelled`, for a model to say their classes; no source of rows to train on."""
+    _check(text=text)
+    return ExampleSource(
+        "unlabelled", files.find(path, SUFFIXES), make_unlabelled, {"text": text, "second": second},
+        where=where, fields=[f for f in (text, second) if f], task="classify",
+    )  # fmt: skip
+
+
 def make_scored(record, where, text, second, label):
     """Returns the Example of a row; see `scored`."""
     value = get(record, label)

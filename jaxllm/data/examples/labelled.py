@@ -4,6 +4,8 @@ import numpy as np
 
 from jaxllm.config import ConfigError
 from jaxllm.data.examples.rows import ExampleRows, cut, empty
+from jaxllm.data.examples.store import marks
+from jaxllm.data.rows import Rows
 
 
 class Labelled(ExampleRows):
@@ -106,13 +108,9 @@ class Labelled(ExampleRows):
 
     def compose(self, layout):
         """Returns ([(column, part, first token, tokens)], ids, token types) of a row."""
-        sep = [self.marks["sep"]] if self.marks["sep"] >= 0 else []
-        ids = [0] * self.lead + ([self.marks["cls"]] if self.marks["cls"] >= 0 else [])
-        kinds, placed = [0] * len(ids), []
-        for index, (part, first, count) in enumerate(layout):
-            placed.append((len(ids), part, first, count))
-            ids += [*self.stored.ids(part, first, count).tolist(), *sep]
-            kinds += [min(index, 1)] * (len(ids) - len(kinds))
+        texts = [self.stored.ids(*place).tolist() for place in layout]
+        columns, ids, kinds = marked(self.marks, texts, self.lead)
+        placed = [(column, *place) for column, place in zip(columns, layout, strict=True)]
         return placed, ids, kinds
 
     def _tag(self, out, row, placed):
@@ -149,6 +147,56 @@ class Labelled(ExampleRows):
         column, _, _, count = placed[-1]
         inside = column <= first <= last < column + count
         return example, np.array(ids[first : last + 1] if inside else [], np.int32)
+
+
+def marked(marks, texts, lead=0):
+    """Returns (column of each text, ids, token types) of a row of texts, as lists of ids.
+
+    Args:
+        marks: of the tokenizer, see `store.marks`.
+        texts: a list of ids each.
+        lead: places before them.
+    """
+    sep = [marks["sep"]] if marks["sep"] >= 0 else []
+    ids = [0] * lead + ([marks["cls"]] if marks["cls"] >= 0 else [])
+    kinds, columns = [0] * len(ids), []
+    for index, text in enumerate(texts):
+        columns.append(len(ids))
+        ids += [*text, *sep]
+        kinds += [min(index, 1)] * (len(ids) - len(kinds))
+    return columns, ids, kinds
+
+
+class Unlabelled(Rows):
+    """Rows of texts whose class nobody knows, as `Labelled` has them; the label is 0.
+
+    Args:
+        texts: [tuple of one text or two].
+        tokenizer: what encodes them.
+        length: tokens in a row; what is longer is cut.
+        lead: places of them that stand for no token, as of `data.open_split`.
+    """
+
+    def __init__(self, texts, tokenizer, length, lead=0):
+        self._texts, self._tokenizer, self.length, self._lead = texts, tokenizer, length, lead
+        self._marks, self.epoch_rows = marks(tokenizer), len(texts)
+
+    def in_order(self, k):
+        """Returns rows `k` in the order of the texts."""
+        shapes = Labelled.shapes("classify", self.length, None)
+        out = empty(shapes, len(k))
+        out["weight"][:] = 1
+        for row, number in enumerate(np.asarray(k).tolist()):
+            texts = [self._tokenizer.encode(text) for text in self._texts[number]]
+            around = self._lead + (self._marks["cls"] >= 0)
+            around += len(texts) * (self._marks["sep"] >= 0)
+            kept = cut([len(text) for text in texts], self.length - around)
+            texts = [list(text[:n]) for text, n in zip(texts, kept, strict=True)]
+            _, ids, kinds = marked(self._marks, texts, self._lead)
+            n = len(ids)
+            out["tokens"][row, :n], out["type"][row, :n] = ids, kinds
+            out["position"][row, :n], out["segment"][row, :n] = np.arange(n), 1
+        return out
 
 
 class Together(ExampleRows):
