@@ -2,7 +2,11 @@
 
     python -m jaxllm.evaluate --workdir=DIR [--step=latest|best|N] [--split=validation|train]
 
-Prints one JSON object. `--config.mesh.fsdp=…` and other settings go over the run's own.
+    python -m jaxllm.evaluate --workdir=BASE --adapters=RUN1,RUN2,…
+
+Prints one JSON object; the second one a line for each adapter, each on the data of its own run
+unless --config.data.… says others. The base is read once, and must be what each was trained over.
+`--config.mesh.fsdp=…` and other settings go over the run's own.
 """
 
 import json
@@ -14,6 +18,7 @@ from jaxllm import cli, data
 from jaxllm.config import ConfigError
 from jaxllm.evals import tasks
 from jaxllm.training import fits, processes, records, reopen
+from jaxllm.training.base import reader
 from jaxllm.training.validate import validate
 
 
@@ -21,6 +26,7 @@ def define_flags():
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "directory of the run", required=True)
     flags.DEFINE_string("step", "latest", "checkpoint: latest, best (by validation) or a number")
+    flags.DEFINE_list("adapters", [], "fine-tuned runs over --workdir: evaluated one by one")
     flags.DEFINE_string("split", "validation", "validation or train")
     cli.define_process_flags()
 
@@ -35,12 +41,35 @@ def main(file, overrides):
     config = records.load_config(f.workdir, overrides)
     cli.start(config)
     processes.join(*cli.process_flags())
+    if f.adapters:
+        return _adapters(f, overrides)
     trained = reopen.open_trained(f.workdir, overrides, f.step)
-    place = pathlib.Path(f.workdir) / "data"
-    run = trained.run
+    _print({}, trained, f.split, _metrics(trained, f.workdir, f.split))
+    return 0
+
+
+def _adapters(f, overrides):
+    """Evaluates adapters over one base, which is read once; a line for each."""
+    base = pathlib.Path(f.workdir).expanduser().absolute()
+    overrides, read = [*overrides, ("init_from", str(base))], reader()
+    for workdir in f.adapters:
+        trained = reopen.open_trained(workdir, overrides, f.step, "--adapters", read)
+        if not trained.refs:
+            raise ConfigError(
+                f"--adapters={workdir} is no adapter: all of it was trained.\n"
+                f"  Try --workdir={workdir}, without --adapters."
+            )
+        _print({"adapter": workdir}, trained, f.split, _metrics(trained, workdir, f.split))
+    return 0
+
+
+def _metrics(trained, workdir, split):
+    """Runs a model over a split of the data of its config; the run's directory keeps the shards."""
+    run, place = trained.run, pathlib.Path(workdir) / "data"
+    config = run.config
     data.prepare(config.data, run.tokenizer, place)
     source = data.open_split(
-        config.data, run.tokenizer, place, f.split, config.seed, vocab=run.model.config.vocab
+        config.data, run.tokenizer, place, split, config.seed, vocab=run.model.config.vocab
     )
     batch = config.validate.batch
     kind, params = config.objective.kind, trained.params
@@ -50,9 +79,12 @@ def main(file, overrides):
     if kind in tasks.TASKS:
         more = (source, run.mesh, run.tokenizer, batch)
         metrics |= tasks.evaluate(kind, run.model, params, *more)
+    return metrics
+
+
+def _print(named, trained, split, metrics):
     if processes.is_first():
-        print(json.dumps({"step": trained.step, "split": f.split, **metrics}))
-    return 0
+        print(json.dumps({**named, "step": trained.step, "split": split, **metrics}), flush=True)
 
 
 if __name__ == "__main__":
