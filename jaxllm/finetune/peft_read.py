@@ -269,14 +269,13 @@ def _prefix_fill(adapter, section, c, family, own):
 
 def _own_section(adapter, c, family):
     del c
-    if adapter.config.get("family") != family:
+    section = adapter.config.get("finetune")
+    if adapter.config.get("family") != family or not isinstance(section, dict):
         raise WeightsError(
             f"{adapter.origin}: of family {adapter.config.get('family')!r}, and the base is of "
             f"{family!r}."
         )
-    return {
-        k: v for k, v in adapter.config.items() if k not in ("peft_type", "family", "task_type")
-    }
+    return section | {"kind": "adapter"}  # its options are checked where any config's are
 
 
 def _own_fill(adapter, section, c, family, own):

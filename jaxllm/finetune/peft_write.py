@@ -290,7 +290,8 @@ def _virtual(kind, c, tokens, width, heads):
 
 def _own_format(section, c, family, own):
     """Bottlenecks, which PEFT has not: our paths as names, our options as fields."""
-    config = {"peft_type": OWN_TYPE, "family": family, "task_type": task_type(c), **section}
+    config = {"peft_type": OWN_TYPE, "family": family, "task_type": task_type(c)}
+    config["finetune"] = section
     return Written(config, {path: _tensor(x) for path, x in own.items()})
 
 

@@ -165,7 +165,11 @@ def certificate_of(workdir, trained, folder, reference=""):
     method = dataclasses.replace(run.method, parts=tuple(whole))
     c = dataclasses.replace(run.model.config, dtype="float32", attention="reference")
     plain = trees.flatten(base.load(run))
-    frozen = finetune.freeze(method, c, plain, base.taken_first(run, workdir), c.dtype)
+
+    def freeze(plain, taken):
+        return finetune.freeze(method, c, plain, taken, c.dtype)
+
+    frozen = jax.jit(freeze)(plain, base.taken_first(run, workdir))
     params = trees.unflatten({**frozen, **trees.flatten(trained.own)})
     model = models.make(c, sharding.make_shard(run.mesh), rewrite=method.rewrite)
     view = load.export(plain, c, run.config.model.family)
