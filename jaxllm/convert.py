@@ -162,7 +162,7 @@ def _export(source, folder, file, overrides):
     safetensors.write_folder(view, folder, shard_bytes=int(f.shard_gb * 1e9))
     # What was written is read again, so that the certificate is of the files.
     written = imported.open_view(folder)
-    config = trained.run.config
+    config = imported.as_plain(trained.run.config)
     run, params = imported.read(config, written, trained.run.tokenizer)
     certificate = imported.certificate_of(written, run, params, f.reference)
     _stop_unless_certified(certificate, folder / imported.CERTIFICATE)
@@ -177,7 +177,7 @@ def _export_gguf(source, trained, path):
     kind = gguf_write.KIND_OF_DTYPE.get(flags.FLAGS.dtype, flags.FLAGS.dtype)
     view, notes = imported.view_of(source, trained, "")
     kinds = gguf.write_gguf(view, path, kind or "f32")
-    written, config = imported.open_view(path), trained.run.config
+    written, config = imported.open_view(path), imported.as_plain(trained.run.config)
     run, params = imported.read(config, written, trained.run.tokenizer)
     certificate = imported.certificate_of(written, run, params, flags.FLAGS.reference)
     _stop_unless_certified(certificate, path.with_suffix(".certificate.json"))

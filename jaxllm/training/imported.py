@@ -16,8 +16,8 @@ import tempfile
 import jax
 import numpy as np
 
-from jaxllm import models, sharding, tokenizers, trees
-from jaxllm.config import ConfigError
+from jaxllm import finetune, models, sharding, tokenizers, trees
+from jaxllm.config import ConfigError, filled
 from jaxllm.models.config import FIELDS, HOW, differences
 from jaxllm.models.families import hf, model_config
 from jaxllm.models.weights import certify, gguf, load, safetensors
@@ -265,6 +265,14 @@ def _with_tokenizer(view, tokenizer):
         text = json.dumps({"tokenizer_class": kind, **fields}, indent=2)
         files["tokenizer_config.json"] = text.encode()
     return view._replace(config=config, files=files)
+
+
+def as_plain(config):
+    """Makes a run's config that of its plain model: nothing frozen, started or averaged over."""
+    with config.unlocked():
+        config.finetune = filled(finetune.METHODS, {"kind": "full"})
+        config.init_from, config.init_fresh, config.step.ema = "", "", 0.0
+    return config
 
 
 def load_config(workdir, overrides=()):
