@@ -169,6 +169,11 @@ def arguments(table, section, field, ignore=()):
     return factory, values
 
 
+def filled(table, section):
+    """Returns a `kind` section, as a dict, with every option that its factory takes."""
+    return {**options(table[section["kind"]]), **section}
+
+
 def make(table, section, field, *context, ignore=()):
     """Calls the factory that a `kind` section names: table[kind](*context, **options).
 

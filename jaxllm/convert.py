@@ -4,6 +4,9 @@
     python -m jaxllm.convert export --from=WORKDIR --to=DIR [--step=best] [--dtype=bfloat16]
     python -m jaxllm.convert average --from=RUN --steps=100,200,300 --to=WORKDIR
     python -m jaxllm.convert average --from=RUN1,RUN2,… [--greedy --by=validation] --to=WORKDIR
+    python -m jaxllm.convert export --adapter --from=RUN --to=DIR
+    python -m jaxllm.convert import --adapter=DIR --base=WORKDIR --to=RUN
+    python -m jaxllm.convert merge --from=RUN --to=WORKDIR
 
 DIR is a Hugging Face folder (config.json, safetensors, tokenizer), or a GGUF file (NAME.gguf; to
 write one, --dtype may also be q8_0, q4_0, …: models.weights.gguf_write). Import writes a work
@@ -13,6 +16,12 @@ After both, outputs on fixed tokens are compared with those of transformers (pip
 requirements-hf.txt) and the result is written into certificate.json; one that fails stops the
 command, unless --allow_uncertified. --reference=certificate.json stands for transformers on a
 machine without it.
+
+With --adapter only what a fine-tuned run trained goes out, as Hugging Face PEFT's folder
+(adapter_config.json, adapter_model.safetensors), and comes in as a run over a base. A file of ours
+says of which base it is, and another one is refused; data and optimizer are those of --config=FILE,
+or the base's. Merge writes a plain model that computes the
+same.
 
 Exit status: 0 done; 2 wrong input, or a certificate that failed.
 """
@@ -26,19 +35,26 @@ from absl import flags
 from jaxllm import cli
 from jaxllm.config import ConfigError
 from jaxllm.models.weights import certify, gguf, gguf_write, safetensors
-from jaxllm.training import average, imported
+from jaxllm.training import adapters, average, imported, records
 
-COMMANDS = ("import", "export", "average")
+COMMANDS = ("import", "export", "average", "merge")
 # Beside the package, wherever that is installed.
 BASE_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
 
 
 def define_flags():
     """Defines the command's flags."""
-    flags.DEFINE_string("from", None, "what is read", required=True)
+    flags.DEFINE_string("from", "", "what is read")
     flags.DEFINE_string("to", None, "what is written", required=True)
+    adapter = flags.Flag(
+        flags.ArgumentParser(), flags.ArgumentSerializer(), "adapter", "",
+        "import: the folder of an adapter; export: with no value, the adapter alone",
+    )  # fmt: skip
+    adapter.boolean = True  # the value may be left out, and is "true" then
+    flags.DEFINE_flag(adapter)
+    flags.DEFINE_string("base", "", "import --adapter: work directory of the model it is for")
     flags.DEFINE_string("tokenizer", "", "import: byte, or a directory with one; else the folder's")
-    flags.DEFINE_string("step", "latest", "export: latest, best (by validation) or a number")
+    flags.DEFINE_string("step", "latest", "export, merge: latest, best (by validation) or a number")
     flags.DEFINE_string(
         "dtype", "", "export: float32, bfloat16, float16; else as they came; GGUF: also q8_0 …"
     )
@@ -53,9 +69,64 @@ def define_flags():
 def main(command, file, overrides):
     """Runs one of the commands."""
     f = flags.FLAGS
-    return {"import": _import, "export": _export, "average": _average}[command](
-        f["from"].value, pathlib.Path(f.to), file, overrides
-    )
+    source, to = f["from"].value, pathlib.Path(f.to)
+    if command == "import" and (f.adapter or f.base):
+        return _import_adapter(source, to, file, overrides)
+    if not source:
+        raise ConfigError(f"{command} needs --from=…, what is read.")
+    if f.adapter and command == "export":
+        return _export_adapter(source, to, file, overrides)
+    if f.adapter or f.base:
+        raise ConfigError(f"--adapter and --base are not for {command}. Leave them out.")
+    commands = {"import": _import, "export": _export, "average": _average, "merge": _merge}
+    return commands[command](source, to, file, overrides)
+
+
+def _import_adapter(source, workdir, file, overrides):
+    f = flags.FLAGS
+    folder = source if f.adapter in ("", "true") else f.adapter
+    if not folder or not f.base:
+        raise ConfigError("An adapter comes in with --adapter=DIR --base=WORKDIR.")
+    imported.refuse_used(workdir)
+    if file:
+        config, _ = cli.load_config(file, overrides)
+    else:
+        config = records.load_config(f.base, overrides, "--base")
+    cli.start(config)
+    for note in adapters.bring_in(folder, f.base, workdir, config):
+        print(f"note: {note}")
+    trained = imported.open_run(workdir)
+    certificate = adapters.certificate_of(workdir, trained, folder, f.reference)
+    _stop_unless_certified(certificate, workdir / imported.CERTIFICATE)
+    count = sum(x.size for x in jax.tree.leaves(trained.own))
+    method = ", ".join(f"{k}={v}" for k, v in config.finetune.to_dict().items())
+    print(f"{workdir}: {count:,} parameters of {folder} over {f.base}; finetune: {method}")
+    return 0
+
+
+def _export_adapter(source, folder, file, overrides):
+    if file:
+        raise ConfigError("The run's own config is used. Leave --config out.")
+    cli.start(imported.load_config(source, overrides))
+    trained = imported.open_run(source, overrides, flags.FLAGS.step)
+    for note in adapters.export(source, trained, folder):
+        print(f"note: {note}")
+    certificate = adapters.certificate_of(source, trained, folder, flags.FLAGS.reference)
+    _stop_unless_certified(certificate, folder / imported.CERTIFICATE)
+    print(f"{folder}: {trained.run.method.kind} of step {trained.step} of {source}")
+    return 0
+
+
+def _merge(source, workdir, file, overrides):
+    if file:
+        raise ConfigError("The run's own config is used. Leave --config out.")
+    imported.refuse_used(workdir)
+    cli.start(imported.load_config(source, overrides))
+    trained = imported.open_run(source, overrides, flags.FLAGS.step)
+    adapters.merge(source, trained, workdir)
+    print(f"{workdir}: {trained.run.method.kind} of step {trained.step} of {source}, merged")
+    print(f"Now: python -m jaxllm.sample --workdir={workdir} --prompt=…")
+    return 0
 
 
 def _import(source, workdir, file, overrides):
@@ -91,7 +162,7 @@ def _export(source, folder, file, overrides):
     safetensors.write_folder(view, folder, shard_bytes=int(f.shard_gb * 1e9))
     # What was written is read again, so that the certificate is of the files.
     written = imported.open_view(folder)
-    config = trained.run.config
+    config = imported.as_plain(trained.run.config)
     run, params = imported.read(config, written, trained.run.tokenizer)
     certificate = imported.certificate_of(written, run, params, f.reference)
     _stop_unless_certified(certificate, folder / imported.CERTIFICATE)
@@ -106,7 +177,7 @@ def _export_gguf(source, trained, path):
     kind = gguf_write.KIND_OF_DTYPE.get(flags.FLAGS.dtype, flags.FLAGS.dtype)
     view, notes = imported.view_of(source, trained, "")
     kinds = gguf.write_gguf(view, path, kind or "f32")
-    written, config = imported.open_view(path), trained.run.config
+    written, config = imported.open_view(path), imported.as_plain(trained.run.config)
     run, params = imported.read(config, written, trained.run.tokenizer)
     certificate = imported.certificate_of(written, run, params, flags.FLAGS.reference)
     _stop_unless_certified(certificate, path.with_suffix(".certificate.json"))

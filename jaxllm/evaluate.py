@@ -9,6 +9,11 @@ Fisher information from so many rows of training data, for --config.regularize.e
 starts from DIR. The third writes the texts whose class the model is sure of. Each prints one JSON
 object.
 
+    python -m jaxllm.evaluate --workdir=BASE --adapters=RUN1,RUN2,…
+
+A line for each of several fine-tuned runs, each on the data of its own run unless --config.data.…
+says others. The base is read once, and must be what each was trained over.
+
     python -m jaxllm.evaluate --before=DIR --after=DIR,… [--tasks=FILE.json] [--target=NAME,…]
         [--step=latest] [--steps=all|latest|best|N,…] [--examples=N] [--seed=0] [--json]
         [--plot=FILE.png]
@@ -31,6 +36,7 @@ from jaxllm import cli, data, figures
 from jaxllm.config import ConfigError
 from jaxllm.evals import forgetting, plot, pseudo, suite, tasks
 from jaxllm.training import anchors, fisher, fits, processes, records, reopen, scored
+from jaxllm.training.base import reader
 from jaxllm.training.validate import validate
 
 
@@ -38,6 +44,7 @@ def define_flags():
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", "", "directory of the run")
     flags.DEFINE_string("step", "latest", "checkpoint: latest, best (by validation) or a number")
+    flags.DEFINE_list("adapters", [], "fine-tuned runs over --workdir: evaluated one by one")
     flags.DEFINE_string("split", "validation", "validation or train")
     flags.DEFINE_string("before", "", "directory of the run before training, to compare with")
     flags.DEFINE_list("after", [], "directories of the runs after it")
@@ -93,25 +100,45 @@ def _split(f, overrides):
         pseudo.check(config, f.confidence)
     cli.start(config)
     processes.join(*cli.process_flags())
+    if f.adapters:
+        return _adapters(f, overrides)
     trained = reopen.open_trained(f.workdir, overrides, f.step)
     found = {"step": trained.step}
     if f.fisher:
         anchors.check_room(f.workdir, trained.step)
-        found |= _fisher(trained, _open(trained, "train"), f.fisher)
+        found |= _fisher(trained, _open(trained, f.workdir, "train"), f.fisher)
     elif f.label:
-        classes = data.classes(_open(trained, "train"))
+        classes = data.classes(_open(trained, f.workdir, "train"))
         found |= pseudo.label(trained, classes, f.label, f.to, f.confidence)
     else:
-        found |= {"split": f.split, **_metrics(trained, _open(trained, f.split))}
+        found |= {"split": f.split, **_metrics(trained, _open(trained, f.workdir, f.split))}
     if processes.is_first():
         print(json.dumps(found))
     return 0
 
 
-def _open(trained, split):
-    """Rows of a split of the run's own data."""
+def _adapters(f, overrides):
+    """Evaluates adapters over one base, which is read once; a line for each."""
+    base = pathlib.Path(f.workdir).expanduser().absolute()
+    overrides, read = [*overrides, ("init_from", str(base))], reader()
+    for workdir in f.adapters:
+        trained = reopen.open_trained(workdir, overrides, f.step, "--adapters", read)
+        if "base" not in trained.refs:
+            raise ConfigError(
+                f"--adapters={workdir} is no adapter: all of it was trained.\n"
+                f"  Try --workdir={workdir}, without --adapters."
+            )
+        found = _metrics(trained, _open(trained, workdir, f.split))
+        if processes.is_first():
+            named = {"adapter": workdir, "step": trained.step, "split": f.split}
+            print(json.dumps({**named, **found}), flush=True)
+    return 0
+
+
+def _open(trained, workdir, split):
+    """Rows of a split of the data of the run in a work directory."""
     run, config = trained.run, trained.run.config
-    place = pathlib.Path(flags.FLAGS.workdir) / "data"
+    place = pathlib.Path(workdir) / "data"
     vocab, lead = run.model.config.vocab, run.method.lead
     data.prepare(config.data, run.tokenizer, place, lead=lead)
     what = (config.data, run.tokenizer, place, split, config.seed)

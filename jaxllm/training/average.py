@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -115,12 +114,10 @@ def _loss_on_validation(first, workdir):
 
 def write(workdir, found):
     """Writes a `Soup` as a work directory, with soup.json of what is in it."""
-    workdir, source = pathlib.Path(workdir), pathlib.Path(found.source)
+    workdir = pathlib.Path(workdir)
     run = found.first.run
     tokenizers.save(workdir / "tokenizer", run.tokenizer)
-    if (source / imported.RECORD).is_file():  # so that it can go out as it came in
-        shutil.copy(source / imported.RECORD, workdir / imported.RECORD)
-        shutil.copytree(source / imported.FILES, workdir / imported.FILES)
+    imported.copy_record(found.source, workdir)
     record = {"kept": [list(part) for part in found.kept], "tried": found.lines}
     (workdir / "soup.json").write_text(json.dumps(record, indent=1))
     with run.config.unlocked():

@@ -12,7 +12,7 @@ import jax
 
 from jaxllm import finetune, models, tokenizers, trees
 from jaxllm.config import ConfigError
-from jaxllm.training import anchors, prints, records, setup
+from jaxllm.training import anchors, initial, prints, records, setup
 from jaxllm.training.checkpoint import Checkpoints
 from jaxllm.training.state import place_key
 
@@ -25,7 +25,7 @@ class Base(NamedTuple):
     Attributes:
         refs: frozen trees, as `run.refs` has them: "base" where not all is trained, "start" and
             "fisher" where penalties look at them.
-        digest: of the plain model's parameters that these are of, or "".
+        digest: `frozen_digest` of the plain model that these are of, or "".
     """
 
     refs: dict
@@ -69,10 +69,10 @@ def begin(run, workdir):
                 wanted = _taken(run, trees.flatten(run.abstract.params))
                 taken = trees.flatten(checkpoints.restore(0, trees.unflatten(wanted))[0])
                 params = trees.unflatten({**trees.flatten(params), **taken})
-    return params, Base(held | _freeze(run, base, taken), prints.digest(base))
+    return params, Base(held | _freeze(run, base, taken), frozen_digest(run, base))
 
 
-def again(run, workdir, known, training=False):
+def again(run, workdir, known, read=None, training=False):
     """Returns the `Base` of a run that goes on, or is read.
 
     Args:
@@ -80,6 +80,7 @@ def again(run, workdir, known, training=False):
         workdir: its directory.
         known: digest of the base that its checkpoints were trained over; None where they were
             trained over none, before a penalty was put on.
+        read: as in `load`.
         training: whether it goes on; else what penalties look at is not read.
 
     Raises:
@@ -87,20 +88,41 @@ def again(run, workdir, known, training=False):
     """
     if not run.refs or not (training or "base" in run.refs):
         return NONE
-    base = trees.flatten(load(run))
-    found = prints.digest(base)
-    if known and found != known:
-        raise ConfigError(
-            f"config.init_from={run.config.init_from} is not what {workdir} was trained over: its "
-            f"parameters have the digest {found[:12]}, and those had {known[:12]}.\n"
-            "  Put back what was there, or give it as --config.init_from=…"
-        )
-    taken = _taken(run, trees.flatten(run.abstract.params))
-    if taken:
-        with Checkpoints(pathlib.Path(workdir) / FIRST, read_only=True) as checkpoints:
-            taken = trees.flatten(checkpoints.restore(0, trees.unflatten(taken))[0])
+    if run.config.init_from:
+        initial.check(run)
+    base = trees.flatten(load(run, read=read))
+    found = frozen_digest(run, base)
+    flag = "--workdir" if read else "--config.init_from"
+    if known or "base" in run.refs:
+        check_digest(run.config.init_from, workdir, found, known, flag)
     held = anchors.load(run, base) if training else {}
-    return Base(held | _freeze(run, base, taken), found)
+    return Base(held | _freeze(run, base, taken_first(run, workdir)), found)
+
+
+def check_digest(base, what, found, known, flag):
+    """Raises ConfigError for a base that is not what something was trained over.
+
+    Args:
+        base: the directory that it was read from.
+        what: what was trained.
+        found, known: digests of the base, and of what it should be.
+        flag: that names the directory.
+    """
+    if found != known:
+        raise ConfigError(
+            f"{flag.removeprefix('--')}={base} is not what {what} was trained over: its parameters "
+            f"have the digest {found[:12]}, and those had {str(known)[:12]}.\n"
+            f"  Put back what was there, or give its directory as {flag}=…"
+        )
+
+
+def taken_first(run, workdir):
+    """Returns {path: array} of what PiSSA took out of the base at a run's first start, or {}."""
+    taken = _taken(run, trees.flatten(run.abstract.params))
+    if not taken:
+        return {}
+    with Checkpoints(pathlib.Path(workdir) / FIRST, read_only=True) as checkpoints:
+        return trees.flatten(checkpoints.restore(0, trees.unflatten(taken))[0])
 
 
 def _taken(run, params):
@@ -124,12 +146,13 @@ def _freeze(run, base, taken):
     return {"base": jax.jit(freeze, out_shardings=places)(base, taken)}
 
 
-def load(run, step="latest"):
+def load(run, step="latest", read=None):
     """Returns the parameters of the plain model that a run starts from, on its mesh.
 
     Args:
         run: `setup.Run`, which `initial.check` has passed.
         step: of `config.init_from`: "latest", "best" or a number.
+        read: what stands for `read_from`, such as `reader` makes.
 
     Returns:
         Tree of jax.Array: those of `config.init_from`, their average where that run kept one, with
@@ -144,8 +167,8 @@ def load(run, step="latest"):
     fresh = [path for path in wanted if not place or (pattern and re.match(pattern, path))]
     found = {}
     if place:
-        read = {path: x for path, x in wanted.items() if path not in fresh}
-        found = trees.flatten(read_from(pathlib.Path(place), read, step))
+        there = {path: x for path, x in wanted.items() if path not in fresh}
+        found = trees.flatten((read or read_from)(pathlib.Path(place), there, step))
     if fresh:
         plain = models.make(run.model.config)
 
@@ -187,6 +210,25 @@ def read_from(place, wanted, step):
     )
 
 
+def reader():
+    """Returns a `read_from` that reads each parameter of a directory once, for several runs."""
+    held = {}
+
+    def read(place, wanted, step):
+        missing = {path: x for path, x in wanted.items() if (place, step, path) not in held}
+        if missing:
+            found = trees.flatten(read_from(place, missing, step))
+            held.update({(place, step, path): x for path, x in found.items()})
+        return trees.unflatten(
+            {
+                path: jax.device_put(held[place, step, path], x.sharding)
+                for path, x in wanted.items()
+            }
+        )
+
+    return read
+
+
 def merged(run, params):
     """Returns the parameters of a plain model that computes what a fine-tuned one does.
 
@@ -209,3 +251,15 @@ def merged(run, params):
 
     places = jax.tree.map(lambda leaf: leaf.sharding, setup.plain_params(run))
     return jax.jit(merge, out_shardings=places)(params)
+
+
+def frozen_digest(run, base):
+    """Returns the digest of what of a base a run does not train, or of all where it trains all.
+
+    Args:
+        run: `setup.Run`.
+        base: {path: array} of a plain model, heads that are trained with it or not.
+    """
+    if "base" not in run.refs:
+        return prints.digest(base)
+    return prints.digest({path: x for path, x in base.items() if path not in run.infos})

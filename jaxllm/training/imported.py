@@ -10,13 +10,14 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 import tempfile
 
 import jax
 import numpy as np
 
-from jaxllm import models, sharding, tokenizers, trees
-from jaxllm.config import ConfigError
+from jaxllm import finetune, models, sharding, tokenizers, trees
+from jaxllm.config import ConfigError, filled
 from jaxllm.models.config import FIELDS, HOW, differences
 from jaxllm.models.families import hf, model_config
 from jaxllm.models.weights import certify, gguf, load, safetensors
@@ -195,8 +196,7 @@ def view_of(workdir, trained, dtype=""):
         view = load.export(params, c, family, dtype=dtype or "float32")
         return _with_tokenizer(view, trained.run.tokenizer), []
     record, notes = json.loads(path.read_text()), []
-    values, _ = hf.from_hf(record["config"], strict=True)
-    changed = differences(c, model_config(values, vocab=1, length=1))
+    changed = changes(trained.run, record)
     if changed:
         names = ", ".join(name for name, _, _ in changed)
         notes.append(f"config.json is written anew: {names} changed since the import")
@@ -212,6 +212,20 @@ def view_of(workdir, trained, dtype=""):
     )
     notes += [f"{name} is not written: it carries no weight" for name in record["left_out"][:3]]
     return view._replace(files=_their_files(workdir, record)), notes
+
+
+def changes(run, record):
+    """Returns [(field, here, there)] where a run's model is not that of an import's record."""
+    values, _ = hf.from_hf(record["config"], strict=True)
+    return differences(run.model.config, model_config(values, vocab=1, length=1))
+
+
+def copy_record(source, workdir):
+    """Copies what an import kept of other people's files, where there is such, to another one."""
+    source, workdir = pathlib.Path(source), pathlib.Path(workdir)
+    if (source / RECORD).is_file():  # so that it can go out as it came in
+        shutil.copy(source / RECORD, workdir / RECORD)
+        shutil.copytree(source / FILES, workdir / FILES)
 
 
 def _dtype_fields(record, dtype):
@@ -250,6 +264,14 @@ def _with_tokenizer(view, tokenizer):
         text = json.dumps({"tokenizer_class": kind, **fields}, indent=2)
         files["tokenizer_config.json"] = text.encode()
     return view._replace(config=config, files=files)
+
+
+def as_plain(config):
+    """Makes a run's config that of its plain model: nothing frozen, started or averaged over."""
+    with config.unlocked():
+        config.finetune = filled(finetune.METHODS, {"kind": "full"})
+        config.init_from, config.init_fresh, config.step.ema = "", "", 0.0
+    return config
 
 
 def load_config(workdir, overrides=()):

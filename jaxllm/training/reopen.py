@@ -21,6 +21,7 @@ class Trained(NamedTuple):
         step: updates done.
         own: those that were trained, as `run.evaluate` takes them.
         refs: the frozen ones, as it takes them.
+        digest: `base.frozen_digest` of what it was trained over, "" where all was trained.
     """
 
     run: Any
@@ -28,6 +29,7 @@ class Trained(NamedTuple):
     step: int
     own: Any
     refs: Any
+    digest: str = ""
 
     def with_own(self, own):
         """Returns the same with other trained parameters."""
@@ -35,7 +37,7 @@ class Trained(NamedTuple):
         return self._replace(own=own, params=params)
 
 
-def open_trained(workdir, overrides=(), step="latest", given_by="--workdir"):
+def open_trained(workdir, overrides=(), step="latest", given_by="--workdir", read=None):
     """Restores the model of a run onto this machine's devices.
 
     Args:
@@ -43,6 +45,7 @@ def open_trained(workdir, overrides=(), step="latest", given_by="--workdir"):
         overrides: [(field, text)] over the run's config, for instance another mesh.
         step: "latest", "best" (by validation loss) or a number.
         given_by: as `load_config` has it.
+        read: as `base.load` has it.
 
     Raises:
         ConfigError: no run or no such checkpoint there; or what it started from is gone, or not
@@ -58,5 +61,5 @@ def open_trained(workdir, overrides=(), step="latest", given_by="--workdir"):
         tree, meta = checkpoints.restore(chosen, wanted, partial=True)
     check_tokenizer(tokenizer, meta, chosen)
     run = run._replace(tokenizer=tokenizer)
-    refs = base.again(run, workdir, meta.get("base")).refs
-    return Trained(run, None, chosen, None, refs).with_own(tree[part])
+    under = base.again(run, workdir, meta.get("base"), read)
+    return Trained(run, None, chosen, None, *under).with_own(tree[part])

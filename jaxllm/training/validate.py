@@ -51,6 +51,8 @@ def validate(
             return None
         loss = evaluate(params, refs, sharding.global_batch(mesh, rows, local, batch))
         sums.append({"count": loss.count, "total": loss.total, **loss.sums})
+        # Many batches under way at once can block a CPU's few threads for good.
+        jax.block_until_ready(sums[-2:-1])
     totals = {}
     for one in jax.device_get(sums):
         for name, value in one.items():

@@ -158,6 +158,8 @@ def _t5(data):
         "activation": _GATED[act] if gated else hf_fields.activation(act),
         "tied": tied,
         "head_scale": bool(data.get("scale_decoder_outputs", tied)),
+        # No table of positions ends anywhere; this is what the models were trained on.
+        "positions": hf_fields.number("n_positions", data.get("n_positions") or 512),
     }
 
 

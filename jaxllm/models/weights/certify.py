@@ -35,6 +35,7 @@ def fixed_tokens(c):
 def our_outputs(model, params, tokens):
     """Returns what a model computes of fixed tokens, float32; products in full precision.
 
+    Places before them that a soft prompt or a prefix takes are put in, and their outputs left out.
     Logits [B, T, V], what the head of a task makes, or an encoder's hidden states [B, T, D] where
     it has neither. An encoder-decoder gets the tokens as inputs, and their first half as targets.
 
@@ -43,9 +44,10 @@ def our_outputs(model, params, tokens):
         params: its parameters.
         tokens: int32[B, T].
     """
-    batch, c = _batch(tokens), model.config
+    c, room = model.config, np.zeros((len(tokens), model.lead), np.int32)
+    batch = _batch(np.concatenate([room, tokens], axis=1))
     if c.assembly == "encoder_decoder":
-        inputs = {"inputs": tokens, "inputs_segment": batch["segment"]}
+        inputs = {"inputs": batch["tokens"], "inputs_segment": batch["segment"]}
         batch = _batch(tokens[:, : tokens.shape[1] // 2]) | inputs
     if c.assembly != "encoder" or c.lm_head:
         run = model.apply
@@ -57,7 +59,9 @@ def our_outputs(model, params, tokens):
             return x_BTD if c.task == "embed" else model.task(params, x_BTD, batch)
 
     with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(run)(params, batch))
+        found = np.asarray(jax.jit(run)(params, batch))
+    per_token = found.ndim == 3 and c.assembly != "encoder_decoder"
+    return found[:, model.lead :] if per_token else found
 
 
 def _batch(tokens):
@@ -66,14 +70,17 @@ def _batch(tokens):
     return {"tokens": tokens, "position": position, "segment": np.ones((rows, length), np.int32)}
 
 
-def certify(view, model, params, reference=""):
+def certify(view, model, params, reference="", adapter=""):
     """Compares logits with those of transformers, or with a certificate of the same weights.
+
+    With an adapter they are those of PEFT, of transformers' model with it.
 
     Args:
         view: `View` that the parameters were read from.
         model: `models.Model` with dtype float32.
         params: its parameters, as read.
         reference: path of a certificate.json from a machine that has transformers; "" for none.
+        adapter: folder of an adapter over the View's weights, which params have in them.
 
     Returns:
         The certificate, as JSON can hold it: "status" is "certified", "failed" or "not certified".
@@ -81,15 +88,19 @@ def certify(view, model, params, reference=""):
     Raises:
         WeightsError: a reference that is damaged, or of other weights.
     """
-    tokens = fixed_tokens(model.config)
-    found = {"weights": fingerprint(view), "tokens": tokens.tolist(), "tolerance": TOLERANCE}
+    tokens = fixed_tokens(model.config)[:, : model.config.positions - model.lead]
+    weights = fingerprint(view)
+    if adapter:
+        held = safetensors.open_file(pathlib.Path(adapter) / "adapter_model.safetensors")
+        weights += fingerprint(view._replace(tensors=held))
+    found = {"weights": weights, "tokens": tokens.tolist(), "tolerance": TOLERANCE}
     ours = our_outputs(model, params, tokens)
     found["logits"] = ours[..., :KEPT_COLUMNS].tolist()
     if reference:
         theirs, by = _recorded(reference, found), f"the certificate {reference}"
         ours = ours[..., : theirs.shape[-1]]
     else:
-        theirs, by = _theirs(view, tokens, model.config)
+        theirs, by = _theirs(view, tokens, model.config, adapter)
     if theirs is None:
         return found | {"status": "not certified", "why": by}
     found["by"] = by
@@ -171,7 +182,12 @@ def their_outputs(model, tokens, c):
             found = torch.stack([both.start_logits, both.end_logits], dim=-1)
         else:
             found = model(tokens).logits
-    return found.float().numpy()
+    found = found.float().numpy()  # a soft prompt's places come first
+    return (
+        found[:, -tokens.shape[1] :]
+        if found.ndim == 3 and c.assembly != "encoder_decoder"
+        else found
+    )
 
 
 def their_class(c):
@@ -181,11 +197,14 @@ def their_class(c):
     return "AutoModelForSeq2SeqLM" if c.assembly == "encoder_decoder" else "AutoModelForCausalLM"
 
 
-def _theirs(view, tokens, c):
+def _theirs(view, tokens, c, adapter):
     """Returns (float32 logits of transformers or None, by what or why not)."""
     try:
         import torch
         import transformers
+
+        if adapter:
+            import peft
     except ImportError as error:
         return None, f"{error.name} is missing: pip install -r requirements-hf.txt"
     sizes = (math.prod(t.shape) for t in view.tensors.values())
@@ -204,9 +223,11 @@ def _theirs(view, tokens, c):
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
             use_safetensors=True, attn_implementation="eager", **options,
         ).eval()  # fmt: skip
+        if adapter:
+            model = peft.PeftModel.from_pretrained(model, adapter).eval()
         found = their_outputs(model, tokens, c)
     by = f"transformers {transformers.__version__}, torch {torch.__version__}"
-    return found, by
+    return found, f"peft {peft.__version__}, {by}" if adapter else by
 
 
 def _available_bytes():

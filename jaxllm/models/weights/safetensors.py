@@ -139,6 +139,29 @@ def open_file(path):
     path = pathlib.Path(path)
     if path.suffix in PICKLES:
         refuse_pickle(path)
+    header, _, first = _read_header(path)
+    spans = _check_header(path, header, path.stat().st_size - first)
+    return {
+        name: Tensor(shape, dtype, _reader(path, first + begin, dtype, shape))
+        for name, (dtype, shape, begin) in spans.items()
+    }
+
+
+def read_metadata(path):
+    """Returns {name: text} of what a safetensors file says of itself.
+
+    Raises:
+        WeightsError: it is not what the format allows.
+    """
+    path = pathlib.Path(path)
+    _, metadata, _ = _read_header(path)
+    if not all(isinstance(text, str) for text in metadata.values()):
+        raise WeightsError(f"{path}: __metadata__ has a value that is no text.")
+    return metadata
+
+
+def _read_header(path):
+    """Returns (the header's tensors, its metadata, first byte behind it)."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if size < 8:
@@ -150,17 +173,11 @@ def open_file(path):
                 f"{path} says that its header has {length:,} bytes; at most {limit:,} are possible."
                 " It is cut off, or no safetensors file."
             )
-        header = _parse(path, file.read(length))
-    first = 8 + length
-    spans = _check_header(path, header, size - first)
-    return {
-        name: Tensor(shape, dtype, _reader(path, first + begin, dtype, shape))
-        for name, (dtype, shape, begin) in spans.items()
-    }
+        return *_parse(path, file.read(length)), 8 + length
 
 
 def _parse(path, text):
-    """Parses a header: one JSON object, no name twice."""
+    """Returns (tensors, metadata) of a header: one JSON object, no name twice."""
 
     def unique(pairs):
         found = dict(pairs)
@@ -183,7 +200,7 @@ def _parse(path, text):
         raise WeightsError(f"{path}: __metadata__ is no JSON object.")
     if len(header) > TENSORS:
         raise WeightsError(f"{path} names {len(header):,} tensors; at most {TENSORS:,} are read.")
-    return header
+    return header, metadata
 
 
 def _check_header(path, header, room):
@@ -326,13 +343,18 @@ def _share_out(tensors, shard_bytes):
     return shards
 
 
-def write_file(tensors, path):
+def write_file(tensors, path, metadata=()):
     """Writes {name: Tensor} as one safetensors file, which appears when it is whole.
+
+    Args:
+        tensors: what to write.
+        path: the file.
+        metadata: {name: text} that it says of itself.
 
     Raises:
         WeightsError: a dtype that the format has not, or a tensor that is not as it says.
     """
-    header, at = {"__metadata__": {"format": "pt"}}, 0
+    header, at = {"__metadata__": {"format": "pt", **dict(metadata)}}, 0
     for name, tensor in tensors.items():
         dtype = np.dtype(tensor.dtype)
         if dtype not in NAMES:
