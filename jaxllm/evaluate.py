@@ -111,7 +111,7 @@ def _split(f, overrides):
         classes = data.classes(_open(trained, f.workdir, "train"))
         found |= pseudo.label(trained, classes, f.label, f.to, f.confidence)
     else:
-        found |= {"split": f.split, **_metrics(trained, _open(trained, f.workdir, f.split))}
+        found |= {"split": f.split, **metrics(trained, f.workdir, f.split)}
     if processes.is_first():
         print(json.dumps(found))
     return 0
@@ -128,7 +128,7 @@ def _adapters(f, overrides):
                 f"--adapters={workdir} is no adapter: all of it was trained.\n"
                 f"  Try --workdir={workdir}, without --adapters."
             )
-        found = _metrics(trained, _open(trained, workdir, f.split))
+        found = metrics(trained, workdir, f.split)
         if processes.is_first():
             named = {"adapter": workdir, "step": trained.step, "split": f.split}
             print(json.dumps({**named, **found}), flush=True)
@@ -145,16 +145,25 @@ def _open(trained, workdir, split):
     return data.open_split(*what, vocab=vocab, lead=lead)
 
 
-def _metrics(trained, source):
-    """Metrics of a split."""
-    run, config = trained.run, trained.run.config
+def metrics(trained, workdir, split):
+    """Runs a model over a split of the data of its config.
+
+    Args:
+        trained: `reopen.Trained`.
+        workdir: directory of the run, which keeps the data's shards.
+        split: "validation" or "train".
+
+    Returns:
+        {name: number}, of `validate` and, where there is a head, of `tasks.evaluate`.
+    """
+    run, config, source = trained.run, trained.run.config, _open(trained, workdir, split)
     kind, batch = config.objective.kind, config.validate.batch
     own, refs, told = trained.own, trained.refs, fits.told(config)
-    metrics = validate(run.evaluate, source, run.mesh, own, refs, batch=batch, **told)
+    found = validate(run.evaluate, source, run.mesh, own, refs, batch=batch, **told)
     if kind in tasks.TASKS:
         more = (source, run.mesh, run.tokenizer, batch)
-        metrics |= tasks.evaluate(kind, run.model, trained.params, *more)
-    return metrics
+        found |= tasks.evaluate(kind, run.model, trained.params, *more)
+    return found
 
 
 def _fisher(trained, source, rows):

@@ -80,7 +80,7 @@ def make_run(base_dir, place, finetune, moved=0.05, fields=(), model=()):
     with Checkpoints(place / "checkpoints") as checkpoints:
         meta = {"tokenizer": tokenizer.fingerprint, "base": under.digest}
         checkpoints.save(0, run.start(trees.unflatten(own)), meta)
-    (place / "config.json").write_text(setup.config_json(config))
+    (place / "config.json").write_text(records.config_json(config))
     return place
 
 

@@ -93,7 +93,7 @@ def test_it_is_the_recurrence_written_out():
     c = tiny_config(**{**FIELDS, "layers": 3})
     model = models.make(c)
     part = trees.flatten(random_params(model, scale=0.5)["layers"]["recurrence"])
-    module = models._abstract_module(c).layers.recurrence
+    module = models.abstract_module(c).layers.recurrence
     from flax import nnx
 
     graph, state = nnx.split(module)

@@ -140,7 +140,7 @@ def bring_in(folder, base_dir, workdir, config):
     meta = {"tokenizer": tokenizer.fingerprint, "base": digest, "imported": adapter.origin}
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(0, run.start(own), meta)
-    (workdir / "config.json").write_text(setup.config_json(config))
+    (workdir / "config.json").write_text(records.config_json(config))
     return notes
 
 
