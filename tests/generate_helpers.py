@@ -72,9 +72,13 @@ def gemma2(scale=0.25):
 
 
 @functools.cache
+def _compiled(apply):
+    return jax.jit(apply)
+
+
 def logits_of(model):
     """model.apply, compiled once a shape."""
-    return jax.jit(model.apply)
+    return _compiled(model.apply)
 
 
 def _transformers():

@@ -73,7 +73,6 @@ def test_such_a_run_trains_and_says_what_is_new(trained, compile_cache, tmp_path
 ])  # fmt: skip
 def test_what_cannot_be_is_told_with_what_can(fields, says, edit, trained, compile_cache, tmp_path):
     config = classifier(trained, compile_cache, **fields)
-    run = setup.assemble(config, tmp_path, jax.devices()[:1])
     with pytest.raises(ConfigError, match=says) as error:
-        initial.check(run)
+        initial.check(setup.assemble(config, tmp_path, jax.devices()[:1]))
     assert edit is None or edit in dict(runs.edits(str(error.value)))

@@ -5,7 +5,6 @@ anew from where it came, and refuses another one by its digest.
 """
 
 import pathlib
-import re
 from typing import NamedTuple
 
 import jax
@@ -163,8 +162,7 @@ def load(run, step="latest", read=None):
         ConfigError: no checkpoint there.
     """
     place, wanted = run.config.init_from, trees.flatten(setup.plain_params(run))
-    pattern = run.config.init_fresh if place else ""
-    fresh = [path for path in wanted if not place or (pattern and re.match(pattern, path))]
+    fresh = initial.drawn(run.config.init_fresh, wanted) if place else list(wanted)
     found = {}
     if place:
         there = {path: x for path, x in wanted.items() if path not in fresh}

@@ -21,6 +21,25 @@ HEADS = (
 SHOWN = 6  # paths in a line
 
 
+def drawn(pattern, paths):
+    """Returns the paths, of `paths`, that `config.init_fresh` names: drawn anew, not read.
+
+    Args:
+        pattern: `config.init_fresh`: a regular expression of beginnings; "" names none.
+        paths: str of parameters.
+
+    Raises:
+        ConfigError: it is no regular expression.
+    """
+    try:
+        return [path for path in paths if pattern and re.match(pattern, path)]
+    except re.error as error:
+        raise ConfigError(
+            f"config.init_fresh={pattern!r} is no regular expression: {error}.\n"
+            "  Try --config.init_fresh='task/'."
+        ) from None
+
+
 def check(run):
     """Raises ConfigError unless `config.init_from` holds the same model, but for heads that differ.
 
@@ -66,18 +85,11 @@ def _heads(run, theirs, place):
     """Returns (paths of parameters that `theirs` has not, lines about heads).
 
     Raises:
-        ConfigError: `config.init_fresh` is no regular expression, or names not all of them, or
-            nothing at all.
+        ConfigError: `config.init_fresh` names not all of them, or nothing at all.
     """
     pattern, infos = run.config.init_fresh, models.abstract_params(theirs)
     here = models.abstract_params(run.model.config)
-    try:
-        named = [path for path in here if pattern and re.match(pattern, path)]
-    except re.error as error:
-        raise ConfigError(
-            f"config.init_fresh={pattern!r} is no regular expression: {error}.\n"
-            "  Try --config.init_fresh='task/'."
-        ) from None
+    named = drawn(pattern, here)
     there = {path for path, info in here.items() if path in infos and _same(info, infos[path])}
     missing = [path for path in here if path not in there]
     if not pattern:

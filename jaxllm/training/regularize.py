@@ -5,7 +5,6 @@ parameters: they are of an update, not of its tokens, so that neither pieces nor
 size of a batch change them.
 """
 
-import re
 from typing import NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from jaxllm import trees
 from jaxllm.config import ConfigError, near
 from jaxllm.objectives import noise
+from jaxllm.training import initial
 
 ANCHORS = ("start", "fisher")  # names in `refs` of what penalties look at
 
@@ -136,8 +136,12 @@ def anchored(found, infos, fresh):
         found: `Regularize`.
         infos: {path: ParamInfo} of what is trained.
         fresh: `config.init_fresh`: what is drawn anew has no start to keep to.
+
+    Raises:
+        ConfigError: `fresh` is no regular expression.
     """
-    kept = {path: x for path, x in infos.items() if not (fresh and re.match(fresh, path))}
+    drawn = initial.drawn(fresh, infos)
+    kept = {path: x for path, x in infos.items() if path not in drawn}
     return dict.fromkeys(found.anchors, kept)
 
 
