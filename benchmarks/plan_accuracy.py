@@ -60,11 +60,23 @@ UNSEEN = {
     "13b offload": ("v5e-256", "llama", "13b", 2, "model.remat=offload"),
     "gpt2 xl micro 2": ("v6e-4", "gpt2", "xl", 4, "data.length=1024 step.micro_batches=2"),
 }
+FINETUNED = {
+    "70b qlora": ("v5p-8", "llama", "70b", 1, "finetune.kind=qlora"),
+    "70b lora": ("v5p-8", "llama", "70b", 1, "finetune.kind=lora"),
+    "8b lora": ("v6e-4", "llama", "3.1-8b", 2, "finetune.kind=lora"),
+    "8b lora light": ("v5e-16", "llama", "3.1-8b", 2, "finetune.kind=lora model.remat=light"),
+    "8b qlora": ("v6e-1", "llama", "3.1-8b", 4, "finetune.kind=qlora"),
+    "7b qlora int8": ("v5e-4", "llama", "7b", 2, "finetune.kind=qlora finetune.base=int8"),
+    "1b prefix none": ("v6e-8", "llama", "3.2-1b", 1, "finetune.kind=prefix model.remat=none"),
+    "1b prompt dots": ("v6e-8", "llama", "3.2-1b", 4, "finetune.kind=prompt model.remat=dots"),
+    "7b adapter tensor 4": ("v4-128", "llama", "7b", 4, "finetune.kind=adapter mesh.tensor=4"),
+    "1b frozen table": ("v6e-8", "llama", "3.2-1b", 4, "finetune.freeze=^embed$"),
+}
 
 
 def measure(name, folder):
     """Returns (closed form over compiled of memory, FLOPs, gathered bytes; GB compiled)."""
-    asked, family, size, rows, fields = {**FITTED, **UNSEEN}[name]
+    asked, family, size, rows, fields = {**FITTED, **UNSEEN, **FINETUNED}[name]
     machine = machines.find(asked)
     batch = str(max(round(rows * machine.count), 1))
     pairs = [("data.batch", batch), ("validate.batch", batch)]
@@ -88,12 +100,15 @@ def measure(name, folder):
     )
 
 
+PROGRAMS = {"fitted": FITTED, "unseen": UNSEEN, "finetuned": FINETUNED}
+
+
 def main():
     asked = sys.argv[1:]
     ratios = {}
     with tempfile.TemporaryDirectory() as folder:
         ahead.write_programs(folder)
-        for which, programs in (("fitted", FITTED), ("unseen", UNSEEN)):
+        for which, programs in PROGRAMS.items():
             for name in programs:
                 if asked and name not in asked and which not in asked:
                     continue

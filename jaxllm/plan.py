@@ -15,6 +15,7 @@ number of devices, or a search's layouts (pip install -r requirements-plot.txt).
 Exit status: 0 it fits; 1 it does not; 2 a setting is wrong.
 """
 
+import contextlib
 import json
 import pathlib
 
@@ -155,20 +156,29 @@ def _adapt(found, file, overrides, tokens, budget):
     # One row a device, everything split over all of them: what takes least.
     least = [(f"mesh.{axis}", "1") for axis in config.mesh] + [("mesh.fsdp", "-1")]
     least += [("model.remat", "full"), ("step.micro_batches", "1")]
-    known = []
-    for name in machines.singles():
-        machine = machines.find(name)
-        rows = [(f"{part}.batch", str(machine.count)) for part in ("data", "validate")]
-        other = cli.load_config(file, [*overrides, *least, *rows])[0]
-        known.append(estimate.of(other, machine, setup.vocabulary(other)))
+    plain = [pair for pair in overrides if not pair[0].startswith("finetune.")]
+
+    def of_way(way, machine, more=()):
+        kind = "full" if way == "scratch" else way
+        method = [] if kind == config.finetune.kind else [("finetune.kind", kind)]
+        fields = [*(plain if method else overrides), *method, *more]
+        other = cli.load_config(file, fields)[0]
+        setup.check_program(other, machine.count)
+        return estimate.of(other, machine, setup.vocabulary(other))
 
     def smallest(way):
-        fitting = (
-            one for one in known if adapt.memory_bytes(way, one) <= one.machine.device.hbm_bytes
-        )
-        return next((one.machine.name for one in fitting), None)
+        for name in machines.singles():
+            machine = machines.find(name)
+            rows = [(f"{part}.batch", str(machine.count)) for part in ("data", "validate")]
+            if of_way(way, machine, [*least, *rows]).fits:
+                return name
+        return None
 
-    ways = adapt.compare(found, tokens, price, smallest)
+    possible = {}
+    for way in adapt.WAYS:
+        with contextlib.suppress(ConfigError):  # not all models have a place for all
+            possible[way] = of_way(way, found.machine)
+    ways = adapt.compare(possible, tokens, price, smallest)
     return ways, adapt.verdict(ways, tokens, budget)
 
 

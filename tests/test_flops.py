@@ -8,6 +8,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.models.config import resolve
+from jaxllm.models.families import FAMILIES
 from jaxllm.models.families.gpt2 import GPT2, GPT2_SIZES
 from jaxllm.models.families.palm import PALM, PALM_SIZES
 from jaxllm.scaling import devices, flops, shapes
@@ -62,6 +63,18 @@ def test_every_parameter_that_multiplies_is_counted_once(name):
     met = [p for p, info in infos.items() if info.inputs or p in gates]
     hidden = sum(np.prod(infos[p].shape) for p in met)
     assert flops.matmul_params(c) + flops.input_params(c) == hidden + c.vocab * c.width
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_products_of_every_parameter_sum_up_to_a_forward_pass(name):
+    """Of all families, where attention itself has no parameters."""
+    shared, _, _ = FAMILIES[name]
+    sizes = dict(layers=6, width=64, heads=4, mlp_width=96, head_width=16, positions=64)
+    c = resolve({"kv_heads": 4, **shared, **sizes}, vocab=90, length=64)
+    shape = shapes.plain(c, 64)
+    found = flops.weight_flops_per_row(c, models.abstract_params(c), shape)
+    hidden = 64 * flops.layer_params(c) + shape.inputs * flops.input_params(c)
+    assert sum(found.values()) == 2 * (hidden + 64 * flops.head_params(c))
 
 
 def test_rows_count_what_is_done_with_them():

@@ -1,9 +1,10 @@
 """Fine-tuning methods: what they put into a model, which parameters they train, how these start."""
 
+from jaxllm.config import make
 from jaxllm.finetune import methods
 from jaxllm.finetune.beginning import begin, freeze
 from jaxllm.finetune.merging import merge
-from jaxllm.finetune.method import Method, added, check, frozen_infos, join, split
+from jaxllm.finetune.method import Method, added, check, infos, join, split
 
 METHODS = {
     "full": methods.full,
@@ -22,8 +23,14 @@ __all__ = [
     "begin",
     "check",
     "freeze",
-    "frozen_infos",
+    "infos",
     "join",
     "merge",
+    "of",
     "split",
 ]
+
+
+def of(config):
+    """Returns the `Method` that a config's `finetune` stands for."""
+    return make(METHODS, config.finetune, "finetune")

@@ -86,6 +86,17 @@ def split(method, c, fresh=""):
     return trained, [path for path in infos if path in frozen]
 
 
+def infos(method, c, fresh=""):
+    """Returns {path: ParamInfo} of what is trained, and of what is frozen, as it is stored.
+
+    Arguments and errors as of `split`.
+    """
+    whole = abstract_params(c, method.rewrite)
+    trained, frozen = split(method, c, fresh)
+    frozen = frozen_infos({path: whole[path] for path in frozen}, c.dtype)
+    return {path: whole[path] for path in trained}, frozen
+
+
 def _matching(pattern, infos):
     try:
         found = {path for path in infos if re.search(pattern, path)}

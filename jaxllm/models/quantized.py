@@ -165,6 +165,23 @@ def quantize(w, layout, format):
     return codes, scales, group, offset
 
 
+def _levels(codes, format):
+    """The levels that codes stand for, float32, without a look-up: a TPU has no fast one.
+
+    Those of integers are computed; others are chosen bit by bit, 15 choices for 16 levels.
+    """
+    levels = FORMATS[format]
+    if format.startswith("int"):
+        half = len(levels) // 2
+        return (codes.astype(jnp.float32) - half) / half
+    found = [jnp.float32(level) for level in levels]
+    for bit in range(int(math.log2(len(levels)))):
+        is_set = (codes >> bit) & 1 == 1
+        pairs = zip(found[::2], found[1::2], strict=True)
+        found = [jnp.where(is_set, high, low) for low, high in pairs]
+    return found[0]
+
+
 def dequantize(parts, layout, format, dtype):
     """Returns one layer's weight in a dtype; a device's part of it, of its part of the arrays.
 
@@ -178,7 +195,7 @@ def dequantize(parts, layout, format, dtype):
     scale = back(grouped * group[..., None]) + offset
     if len(FORMATS[format]) <= 16:
         codes = jnp.concatenate([codes >> 4, codes & 15], axis=-1)[..., : layout.block]
-    w = jnp.take(jnp.asarray(FORMATS[format]), codes.astype(jnp.int32)) * scale[..., None]
+    w = _levels(codes, format) * scale[..., None]
     at = layout.at
     w = jnp.moveaxis(w.astype(dtype), -1, at + 1)
     return w.reshape(*w.shape[:at], -1, *w.shape[at + 2 :])

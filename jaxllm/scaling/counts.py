@@ -1,13 +1,9 @@
-"""Parameters: how many there are, meet a token, and are trained by each way to adapt a model."""
+"""Parameters: how many there are and meet a token; bytes that they take."""
 
 import math
 from typing import NamedTuple
 
 from jaxllm.scaling import shapes
-
-# Bits a parameter of NF4 with double quantization: 4, and of each block of 64 an 8-bit scale, of
-# each 256 scales a 32-bit one (Dettmers et al. 2023, arXiv:2305.14314, section 3).
-NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 
 class Counts(NamedTuple):
@@ -38,64 +34,6 @@ def count(infos, c):
     idle = of_experts * (c.experts - c.experts_per_token) // c.experts if c.experts else 0
     total = sum(sizes.values())
     return Counts(total, total - tables, total - idle)
-
-
-def low_rank(infos, rank, targets=("q", "v")):
-    """Returns how many parameters LoRA trains: rank x (inputs + outputs) for each matrix.
-
-    Args:
-        infos: {path: ParamInfo}.
-        rank: of the update.
-        targets: names of the projections that get one, such as "q"; all others stay as they are.
-
-    Source: Hu et al. 2021 (arXiv:2106.09685), section 4.2.
-    """
-    return sum(
-        _stacked(info) * rank * sum(_sides(info))
-        for path, info in infos.items()
-        if info.inputs and path.split("/")[-2] in targets
-    )
-
-
-def prompt(c, tokens):
-    """Parameters of a soft prompt: one embedding a token (Lester et al. 2021, arXiv:2104.08691)."""
-    return tokens * c.width
-
-
-def prefix(c, tokens):
-    """Parameters of a prefix: a key and a value a token and layer that attends, in both stacks
-    where there are two (Li and Liang 2021, arXiv:2101.00190), once its reparametrisation is
-    dropped."""
-    layers = len(shapes.attending(c)) + c.encoder_layers
-    return tokens * layers * 2 * c.kv_heads * c.head_width
-
-
-def adapters(c, bottleneck, per_layer=2):
-    """Parameters of bottleneck adapters: two matrices and their biases each.
-
-    Args:
-        c: resolved ModelConfig; adapters stand in the layers of both stacks where there are two.
-        bottleneck: width inside.
-        per_layer: two after attention and MLP (Houlsby et al. 2019, arXiv:1902.00751), or one
-            (Pfeiffer et al. 2020, arXiv:2005.00247).
-    """
-    layers = c.layers + c.encoder_layers
-    return layers * per_layer * (2 * c.width * bottleneck + bottleneck + c.width)
-
-
-def _stacked(info):
-    """How many matrices a stacked parameter holds."""
-    return math.prod(n for n, a in zip(info.shape, info.axes, strict=True) if a in _STACKS)
-
-
-def _sides(info):
-    """Inputs and outputs of a hidden matrix."""
-    sides = [(n, a) for n, a in zip(info.shape, info.axes, strict=True) if a not in _STACKS]
-    inputs = math.prod(n for n, a in sides if a in info.inputs)
-    return inputs, math.prod(n for n, _ in sides) // inputs
-
-
-_STACKS = ("layers", "expert")
 
 
 class Sizes(NamedTuple):

@@ -18,6 +18,9 @@ An encoder-decoder reads more tokens than it is trained to predict: what the enc
 inputs counts for the targets.
 """
 
+import math
+
+from jaxllm import finetune, models
 from jaxllm.scaling import shapes
 
 CONVENTIONS = ("palm", "causal")
@@ -157,15 +160,49 @@ def train_flops_per_token(c, length, convention="palm"):
 
 def of_run(config, c, convention="palm"):
     """FLOPs of forward and backward a token of `config.data.length`, of the rows that a run trains
-    on.
+    on; frozen weights have no gradients, what a fine-tuning method adds has.
 
     Args:
         config: completed ConfigDict.
         c: its resolved ModelConfig.
         convention: as of `attention_flops_per_token`.
     """
-    row = forward_flops_per_row(c, shapes.of(config), convention)
-    return 3 * row / config.data.length
+    shape, length = shapes.of(config), config.data.length
+    row = forward_flops_per_row(c, shape, convention)
+    trained, frozen = finetune.infos(finetune.of(config), c, config.init_fresh)
+    if not frozen:
+        return 3 * row / length
+    plain, below = models.abstract_params(c), shapes.goes_below(c, trained)
+    rest = row - sum(weight_flops_per_row(c, plain, shape).values())
+    whole = weight_flops_per_row(c, plain | trained, shape)
+    weights = sum(size * (1 + below + (path in trained)) for path, size in whole.items())
+    return ((3 if below else 1) * rest + weights) / length
+
+
+def weight_flops_per_row(c, infos, shape):
+    """Returns {path: forward FLOPs of a row} of the products with each parameter.
+
+    Args:
+        c: resolved ModelConfig.
+        infos: {path: ParamInfo}.
+        shape: `shapes.Shape` of the row.
+    """
+    found = {}
+    for path, info in infos.items():
+        top = path.split("/")[0]
+        tied = path == "embed" and c.tied and c.lm_head
+        if not (shapes.multiplies(path, info) or tied) or top == "prefix_source":
+            continue
+        if top in ("embed", "head", "transform"):
+            tokens = shape.length if shape.head else 0
+        elif top in ("task", "pool"):
+            each = c.task in ("tag", "span")
+            tokens = 0 if shape.head or c.task == "none" else shape.length if each else 1
+        else:
+            tokens = shapes.seen(path, shape)
+        part = c.experts_per_token / c.experts if "/experts/" in path else 1
+        found[path] = 2 * shape.texts * tokens * part * math.prod(info.shape)
+    return found
 
 
 def utilisation(tokens_per_s, flops_per_token, peak_flops_per_s):

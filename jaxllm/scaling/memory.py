@@ -13,7 +13,7 @@ class Memory(NamedTuple):
     """Bytes on a device.
 
     Attributes:
-        state: {"weights", "optimizer", "average"}: what stays between steps.
+        state: {"weights", "frozen", "optimizer", "average"}: what stays between steps.
         step: {kind: bytes} of what a step needs besides, in the phase that needs most.
         phase: which that is: "layers", "head", "table", "update".
         offloaded: bytes for each device in its host's memory, besides.
@@ -42,10 +42,12 @@ class Memory(NamedTuple):
 
 def of(share):
     """Returns the `Memory` of a `share.Share`."""
-    stored = sum(map(share.stored, share.infos)) * 4
-    state = {"weights": stored, "optimizer": share.opt_bytes}
+    weights = share.size(share.trained)
+    state = {"weights": weights, "optimizer": share.opt_bytes}
+    if share.frozen:
+        state["frozen"] = share.size(share.frozen)
     if share.config.step.ema:
-        state["average"] = stored
+        state["average"] = weights
     found = phases(share)
     phase = max(found, key=lambda name: sum(found[name].values()))
     return Memory(state, found[phase], phase, offloaded_bytes(share))
@@ -67,15 +69,15 @@ def phases(share):
 def _sums(share):
     """Bytes of gradients that are added up over micro-batches, and of narrow copies of weights."""
     narrow = share.width < 4
-    layers = [p for p, info in share.infos.items() if info.is_stacked]
-    cast = sum(share.stored(p) for p in layers if share.infos[p].multiplies)
+    layers = [p for p, info in share.trained.items() if info.is_stacked]
+    cast = sum(share.stored(p) for p in layers if share.trained[p].multiplies)
     rest = sum(share.stored(p) for p in layers) - cast
     found = {
         "copies": cast * share.width if narrow else 0,
         "gradients": cast * share.width + rest * 4,
     }
     if share.micro > 1:
-        found["gradients"] += sum(map(share.stored, share.infos)) * 4
+        found["gradients"] += share.size(share.trained)
     return found
 
 
@@ -189,6 +191,7 @@ _CPU_KEPT = {
 _WEIGHTS_AT_ONCE = 4
 # The head's: turned round, and its gradient; where it is the table, both gradients of that.
 _HEADS_AT_ONCE, _TABLES_AT_ONCE = 2.5, 4.3
+_MADE_DENSE = 10  # bytes through memory of a weight that is kept in few bits, each time it is used
 _TILE_ROWS = 16  # rows of a tile of 16-bit numbers; a part that is no multiple takes twice the room
 
 
@@ -198,8 +201,8 @@ def _in_layers(share):
     ring = _RING_ARRAYS * _heads(share, c.heads) * 4 if share.shape["seq"] > 1 else 0
     gathered = _WEIGHTS_AT_ONCE * _largest(share) * b
     if share.shape["stage"] > 1:  # all of a stage's, once; their gradients, of a tick and in all
-        layers = sum(share.used(p) for p, info in share.infos.items() if info.is_stacked)
-        gathered = layers * (2 * b + 4)
+        layers = [p for p, info in share.infos.items() if info.is_stacked]
+        gathered = sum(share.used(p) * (2 * b + 4 * (p in share.trained)) for p in layers)
     in_use = _CPU_IN_USE[_on_cpu(share)] if share.platform == "cpu" else _IN_USE
     return _sums(share) | {
         "kept": kept_bytes(share),
@@ -234,22 +237,23 @@ def _in_head(share):
     c, b = share.c, share.width
     pieces, vocab = work.logit_pieces(share), c.vocab / share.shape["tensor"]
     head = c.vocab * c.width / share.shape["tensor"]
+    at_once = _TABLES_AT_ONCE if c.tied else _HEADS_AT_ONCE
     return _sums(share) | {
         "kept": kept_bytes(share),
         "logits": share.tokens / pieces * vocab * 4,
-        "gathered": (_TABLES_AT_ONCE if c.tied else _HEADS_AT_ONCE) * head * b,
+        "gathered": (at_once if share.trains_output else 1) * head * b,
     }
 
 
 def _in_table(share):
     """The end of the backward pass: the table's gradient, added up row by row in float32."""
-    return _sums(share) | {"gathered": share.used("embed") * (4 + 2 * share.width)}
+    wide = 4 + 2 * share.width if "embed" in share.trained else share.width
+    return _sums(share) | {"gathered": share.used("embed") * wide}
 
 
 def _in_update(share):
     """The optimizer: every gradient in float32."""
-    stored = sum(map(share.stored, share.infos)) * 4
-    return {"gradients": stored}
+    return {"gradients": share.size(share.trained)}
 
 
 def passes_bytes(share):
@@ -261,5 +265,8 @@ def passes_bytes(share):
     stream = c.width / tensor * (18 + 6 * again)
     heads = (c.heads + c.kv_heads) // tensor * c.head_width * (4 + 2 * again)
     mlp = _mlp_width(share) * (8 + 2 * again)
-    state = sum(map(share.stored, share.infos)) * 4 + share.opt_bytes
-    return t * (stream + heads + mlp) * b * c.layers + 2 * state
+    state = share.size(share.trained) + share.opt_bytes
+    few = [path for path in share.infos if f"{path}/codes" in share.frozen]
+    passes = (2 + again) * share.micro
+    dense = _MADE_DENSE * passes * share.shape["stage"] * sum(map(share.used, few))
+    return t * (stream + heads + mlp) * b * c.layers + 2 * state + dense

@@ -1,5 +1,7 @@
 """A plan, as a page to read and as one JSON object."""
 
+import math
+
 from jaxllm import sharding
 from jaxllm.scaling import counts, flops, search
 from jaxllm.scaling.devices import GB, GIB
@@ -23,7 +25,7 @@ def as_dict(found, prices):
         sharding=config.sharding,
         remat=c.remat,
         attention=c.attention,
-        parameters=found.counts._asdict(),
+        parameters=found.counts._asdict() | {"trained": share.trained_count},
         tokens=dict(
             step=found.step_tokens,
             run=found.step_tokens * config.steps,
@@ -85,6 +87,7 @@ def as_text(found):
         ("mesh", f"{sharding.words(share.shape)}, {config.sharding}"),
         ("model", f"{config.model.family} {config.model.size}".strip() + f", {_model_words(c)}"),
         ("parameters", _parameter_words(found.counts)),
+        *_trained_lines(share),
         ("attention", c.attention + ("" if not share.bubble else f"; bubble {share.bubble:.1%}")),
         ("remat", c.remat),
         ("tokens", _token_words(plan["tokens"], config)),
@@ -118,6 +121,16 @@ def _model_words(c):
 def _parameter_words(found):
     words = f"{found.total:,}; {found.without_tables:,} without look-up tables"
     return words + (f"; {found.active:,} active" if found.active != found.total else "")
+
+
+def _trained_lines(share):
+    """What a method trains, over what it leaves as it is."""
+    if not share.frozen:
+        return []
+    sizes = (math.prod(info.shape) * info.dtype.itemsize for info in share.frozen.values())
+    number, whole = share.trained_count, sum(sizes) / GB
+    words = f"{number:,} ({share.config.finetune.kind}), over {whole:,.3f} GB that are frozen"
+    return [("trained", words)]
 
 
 def _token_words(tokens, config):

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from jaxllm import data
+from jaxllm import data, models
 
 
 class Shape(NamedTuple):
@@ -75,6 +75,44 @@ def parts(c, shape):
     if c.assembly != "encoder_decoder":
         return (last,)
     return Part("encoder/", c.of_encoder, shape.inputs, 0), last
+
+
+OF_DISTANCES = "/distance/project/"  # in paths of what makes vectors of distances, not of tokens
+
+
+def multiplies(path, info):
+    """Whether tokens are multiplied by a parameter: a matrix, a router's or a recurrence's gate."""
+    gate = path.endswith(("/router/w", "/input_gate/w", "/rate_gate/w"))
+    return (info.multiplies or gate) and OF_DISTANCES not in path
+
+
+def seen(path, shape):
+    """Returns how many tokens of a row a parameter of the layers meets.
+
+    Args:
+        path: of the parameter.
+        shape: `Shape`.
+    """
+    if is_of_inputs(path):
+        return shape.inputs
+    # Nothing looks at the keys and values of a second stream.
+    once = path.startswith(("layers/attn/k/", "layers/attn/v/"))
+    return shape.length * (1 if once else shape.streams)
+
+
+def is_of_inputs(path):
+    """Whether a parameter meets the tokens that an encoder reads for a decoder."""
+    return path.startswith(("layers/cross/k/", "layers/cross/v/", "encoder/"))
+
+
+def goes_below(c, trained):
+    """Whether the backward pass goes through the layers: not where the output alone is trained.
+
+    Args:
+        c: resolved ModelConfig.
+        trained: paths of what is.
+    """
+    return any(map(any, models.below_output(c, trained).values()))
 
 
 def attending(c):

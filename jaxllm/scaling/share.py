@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllm import models, optim, sharding, trees
+from jaxllm import finetune, models, optim, sharding, trees
 from jaxllm.models import pipeline
 from jaxllm.models.families import model_config
 from jaxllm.optim.matrices import is_hidden_matrix
@@ -24,14 +24,16 @@ class Share(NamedTuple):
     Attributes:
         config: the ConfigDict.
         c: ModelConfig, with what the platform decides filled in.
-        infos: {path: ParamInfo}.
+        infos: {path: ParamInfo} of the model, as its layers multiply by them.
+        trained: {path: ParamInfo} of what is trained: of those, and of what a method adds.
+        frozen: {path: ParamInfo} of the rest, as it is stored: a weight in few bits as its parts.
         shape: {mesh axis: size}.
         platform: "tpu", "gpu" or "cpu".
         row: `shapes.Shape` of a row.
         rows: rows of a micro-batch that are this device's own.
         tokens: of a micro-batch that the head sees: of its rows, its part along `seq`.
         stream: of them that it holds between two parts of a layer: its part along `tensor`.
-        specs: {path: PartitionSpec} of the parameters.
+        specs: {path: PartitionSpec} of all of them.
         opt_bytes: of the optimizer's state on this device.
         opt_flops: of the optimizer's own products on this device, such as Muon's.
     """
@@ -39,6 +41,8 @@ class Share(NamedTuple):
     config: Any
     c: Any
     infos: dict
+    trained: dict
+    frozen: dict
     shape: dict
     platform: str
     row: Any
@@ -86,13 +90,47 @@ class Share(NamedTuple):
         """Tokens of a micro-batch that the products of a stack see on this device."""
         return self.rows * self.row.texts * part.length // self.shape["seq"]
 
+    @property
+    def held(self):
+        """{path: ParamInfo} of all parameters that the device stores."""
+        return self.frozen | self.trained
+
+    @property
+    def trained_count(self):
+        """Parameters that are trained."""
+        return sum(math.prod(info.shape) for info in self.trained.values())
+
+    @property
+    def added(self):
+        """{path: ParamInfo} of what a method puts into the model."""
+        return {path: info for path, info in self.trained.items() if path not in self.infos}
+
+    @property
+    def goes_below(self):
+        """Whether the backward pass goes through the layers: not where the output alone learns."""
+        return shapes.goes_below(self.c, self.trained)
+
+    @property
+    def trains_output(self):
+        """Whether what turns hidden states into logits, or into a task's outputs, is trained."""
+        output = "embed" if self.c.tied and self.row.head else "head" if self.row.head else "task"
+        return any(path.split("/")[0] == output for path in self.trained)
+
+    def info(self, path):
+        """ParamInfo of a parameter of the model, or of one that is held."""
+        return self.infos.get(path) or self.trained.get(path) or self.frozen[path]
+
     def stored(self, path):
         """Numbers of a parameter that this device stores."""
-        return _part(self.infos[path].shape, self.specs[path], self.shape)
+        return _part(self.info(path).shape, self.specs[path], self.shape)
+
+    def size(self, paths):
+        """Bytes of parameters that this device stores: 4 a number of what is trained."""
+        return sum(self.stored(path) * self.held[path].dtype.itemsize for path in paths)
 
     def gathered(self, path):
         """Mesh axes that a parameter is gathered over when it is used."""
-        parts = zip(self.infos[path].axes, tuple(self.specs[path]), strict=False)
+        parts = zip(self.info(path).axes, tuple(self.specs[path]), strict=False)
         return jax.tree.leaves([names for axis, names in parts if axis in sharding.GATHERED])
 
     def used(self, path):
@@ -117,7 +155,8 @@ def describe(config, count, platform, vocab):
     length = config.data.length
     c = model_config(config.model, vocab=vocab, length=length)
     c = models.for_platform(c, platform, length, shape["seq"])
-    infos = models.abstract_params(c)
+    method, infos = finetune.of(config), models.abstract_params(c)
+    trained, frozen = finetune.infos(method, c, config.init_fresh)
     mesh = jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))
     rules = sharding.RULES[config.sharding]
     row = shapes.of(config)
@@ -127,22 +166,24 @@ def describe(config, count, platform, vocab):
         config,
         c,
         infos,
+        trained,
+        frozen,
         shape,
         platform,
         row,
         rows,
         tokens,
         tokens // shape["tensor"],
-        sharding.param_specs(infos, rules.params, mesh),
-        *_optimizer(config, c, infos, rules.optimizer, mesh),
+        sharding.param_specs(infos | frozen | trained, rules.params, mesh),
+        *_optimizer(config, c, method, trained, rules.optimizer, mesh),
     )
 
 
-def _optimizer(config, c, infos, rules, mesh):
+def _optimizer(config, c, method, infos, rules, mesh):
     """(Bytes of the optimizer's state, FLOPs of its own products) on a device."""
     schedule = optim.make_schedule(config.schedule, config.steps)
-    depths = models.below_output(c, infos)
-    tx = optim.make_optimizer(config.optim, schedule, infos, depths=depths)
+    told = dict(factors=method.lr_scales, depths=models.below_output(c, infos))
+    tx = optim.make_optimizer(config.optim, schedule, infos, **told)
     params = trees.unflatten(
         {path: jax.ShapeDtypeStruct(info.shape, info.dtype) for path, info in infos.items()}
     )

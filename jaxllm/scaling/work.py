@@ -13,6 +13,7 @@ from jaxllm import sharding
 from jaxllm.models import moe
 from jaxllm.models.splash import LANES
 from jaxllm.objectives import lm
+from jaxllm.scaling import shapes
 from jaxllm.scaling.flops import keys_seen, task_flops
 from jaxllm.scaling.shapes import attending
 
@@ -25,7 +26,8 @@ class Products(NamedTuple):
     """FLOPs of one device in a step.
 
     Attributes:
-        useful: of products with weights, forward and backward, without what is recomputed.
+        useful: of products with weights, forward and backward, without what is recomputed; of
+            frozen weights no gradients are computed.
         again: of those, and of attention's, that the backward pass computes again.
         attention: of queries with keys and weights with values, and of rotary positions.
         kernel: of attention where a hand-written kernel computes it, its recomputing included; a
@@ -54,20 +56,21 @@ class Products(NamedTuple):
 
 def products(share):
     """Returns the `Products` of a `Share`."""
-    layer, redone = (2.0 * share.micro * n for n in _layer_products(share))
+    layers, redone = (2.0 * share.micro * n for n in _layer_products(share))
     head = _head_products(share)
     redone_head = head if logit_pieces(share) > 1 else 0.0
     scores, scores_again, kernel = _attention(share)
     turned, turned_again = _rotary(share)
-    again = redone + scores_again + turned_again
     distances, distances_again = _distances(share)
-    again += distances_again
+    below = share.goes_below  # the backward pass
+    again = below * (redone + scores_again + turned_again + distances_again)
+    attention = (3 if below else 1) * scores + (2 if below else 1) * turned + distances
     idle = share.bubble / (1 - share.bubble)
-    in_layers = 3 * (layer + scores) + 2 * turned + distances + again
+    in_layers = layers + attention + again
     return Products(
-        useful=3 * (layer + head) + _pooled(share),
+        useful=layers + (1 + below + share.trains_output) * head + _pooled(share),
         again=again + redone_head,
-        attention=3 * scores + 2 * turned + distances,
+        attention=attention,
         kernel=kernel / (1 - share.bubble),
         bubble=idle * in_layers,
         optimizer=share.opt_flops,
@@ -109,23 +112,23 @@ def _pooled(share):
 
 
 def _layer_products(share):
-    """Multiplications of this device's tokens by its layers' parameters, and those done again."""
+    """Multiplications of this device's tokens by its layers' parameters, forward and backward, and
+    those done again."""
     met, again = 0.0, 0.0
-    for path, info in share.infos.items():
-        if not info.is_stacked or not path.endswith("/w") or _OF_DISTANCES in path:
+    for path, info in (share.infos | share.added).items():
+        if not info.is_stacked or not shapes.multiplies(path, info):
             continue
         # A stage has some of the layers, and the rows of all stages go through them.
         size = share.used(path) * share.shape["stage"] * _share_of_tokens(share, path)
         size *= share.seen(_part_of(share, path))
-        met += size
-        again += size * _recomputed(share.c, share.remat, path)
+        met += size * (1 + share.goes_below + (path in share.trained))
+        again += size * _recomputed(share, path)
     return met, again
 
 
 def _part_of(share, path):
     """The `shapes.Part` whose tokens meet a parameter of the layers."""
-    of_memory = path.startswith(("layers/cross/k/", "layers/cross/v/", "encoder/"))
-    return share.parts[0 if of_memory else -1]
+    return share.parts[0 if shapes.is_of_inputs(path) else -1]
 
 
 def _share_of_tokens(share, path):
@@ -142,20 +145,28 @@ def _share_of_tokens(share, path):
     return chosen * share.shape["expert"]  # the rows of all of them
 
 
-def _recomputed(c, remat, path):
+def _recomputed(share, path):
     """Whether a layer's product is computed again in the backward pass."""
-    name = path.split("/")[-2]
+    c, remat, name = share.c, share.remat, path.split("/")[-2]
+    adapters = [path for path in share.added if "_adapter/" in path]
+    if remat in ("light", "full") and path in share.added:
+        if path.endswith("/lora/b"):  # its sum with the weight's product is what is kept
+            return _recomputed(share, path.removesuffix("lora/b") + "w")
+        last = "mlp_adapter/up" if remat == "full" else "_adapter/up"
+        return float(last not in path)
     if "/experts/" in path:  # products in batches; the router's gradient needs their results
         return float(remat in ("full", "dots") or (remat == "light" and name == "down"))
     if name in ("input_gate", "rate_gate"):  # a product for each head, of which nothing is kept
         return float(remat != "none")
     if remat in ("none", "dots"):
         return 0.0
-    normed_after = c.norm_place in ("around", "post", "out")
+    normed_after = c.norm_place in ("around", "post", "out") or bool(adapters)
     if remat == "light":
         of_norm = {"q", "k"} if c.qk_norm or c.qk_norm_whole else set()
         of_norm |= {"o", "down"} if normed_after else set()
         of_norm |= {"q"} if c.position == "sinusoids" else set()  # kept is what was added to them
+        if f"{path.removesuffix('w')}scale_out/w" in share.added:  # or multiplied with
+            return 1.0
         return float(name in of_norm or name == "router")
     # The layer's last products are for the next layer, which has its own copy.
     last = {"down"} | ({"o"} if c.parallel else set())
@@ -182,11 +193,10 @@ def _attention(share):
         # Forward 2 products; backward 7, since scores are made for dq and for dk and dv; again 2.
         passes = 9 + (2 if share.remat in ("full", "dots") else 0)
         kernel += passes * one * width * keys
-    again = {"full": 2, "dots": 2, "light": 1, "none": 0}[share.remat]
+    # What comes out of it is for the gradient of the next weight alone.
+    dots = 2 if any("/o/" in path for path in share.trained) else 1
+    again = {"full": 2, "dots": dots, "light": 1, "none": 0}[share.remat]
     return 2 * scores, again * scores, kernel
-
-
-_OF_DISTANCES = "/distance/project/"
 
 
 def _distances(share):
@@ -267,20 +277,23 @@ def wire(share):
 def _weights(share, add):
     """Gathering weights and scattering their gradients; sums over what they are not split over."""
     passes = share.micro if share.shape["stage"] == 1 else 1
-    for path, info in share.infos.items():
+    for path, info in share.held.items():
         split = jax.tree.leaves(tuple(share.specs[path]))  # a part is None, a name, or several
-        gathered = share.gathered(path)
+        gathered, learns = share.gathered(path), path in share.trained
         narrow = info.multiplies or info.is_table
-        width = share.width if narrow else 4
+        width = share.width if narrow and learns else info.dtype.itemsize
         if gathered:
             size = share.used(path) * width
-            again = info.is_stacked and share.shape["stage"] == 1
-            if _OF_DISTANCES in path:  # whose gradient goes no further
+            again = info.is_stacked and share.shape["stage"] == 1 and share.goes_below
+            if shapes.OF_DISTANCES in path:  # whose gradient goes no further
                 again = share.remat in ("full", "light")
             add(gathered, "all-gather", size * (2 if again else 1) * passes)
-            add(gathered, "reduce-scatter", size / 2 * _steps(share, gathered) * passes)
+            if learns:
+                scattered = size / 2 * _steps(share, gathered)
+                add(gathered, "reduce-scatter", scattered * passes)
         rest = [n for n in share.shape if n not in split]
-        if share.row.head or path.split("/")[0] not in OF_HEAD:  # else it has no gradient
+        # What the loss does not reach has no gradient.
+        if learns and (share.row.head or path.split("/")[0] not in OF_HEAD):
             add(rest, "all-reduce", share.stored(path) * 4)
 
 

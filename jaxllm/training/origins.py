@@ -2,7 +2,7 @@
 
 import pathlib
 
-from jaxllm import data, tokenizers
+from jaxllm import data, finetune, tokenizers
 from jaxllm.config import ConfigError
 from jaxllm.training import setup
 from jaxllm.training.records import load_config
@@ -38,7 +38,7 @@ def page(workdir, step):
         config.seed,
         steps=config.steps,
         vocab=vocab,
-        lead=setup.method_of(config).lead,
+        lead=finetune.of(config).lead,
     )
     lines = [f"step {step} of {workdir}: {source.batch} rows of {source.length} tokens"]
     for origin in data.explain(source, step - 1):

@@ -99,10 +99,11 @@ def check_program(config, devices):
             arguments(table, config[name], name, ignore=others)
     c = model_config(config.model, vocab=1, length=config.data.length)  # tokenizer not yet known
     shape = sharding.mesh_shape(config.mesh, devices)
-    method = method_of(config)
+    method = finetune.of(config)
     finetune.check(method, c, shape)
     regularize.check(config, c, method)
-    _make_optimizer(config, method, c)
+    infos, _ = finetune.infos(method, c, config.init_fresh)
+    _make_optimizer(config, method, c, infos)
     model = models.make(c, rewrite=method.rewrite)
     make(objectives.OBJECTIVES, config.objective, "objective", model)
     models.for_platform(c, "", config.data.length, shape["seq"])
@@ -227,17 +228,16 @@ def assemble_program(config, vocab, devices):
     platform = mesh.devices.flat[0].platform
     c = fits.for_rows(config, c)
     c = models.for_platform(c, platform, config.data.length, mesh.shape["seq"])
-    method = method_of(config)
+    method = finetune.of(config)
     shard, rules = sharding.make_shard(mesh), sharding.RULES[config.sharding]
     model = models.make(c, shard, rewrite=method.rewrite)
     specs = sharding.param_specs(model.infos, rules.params, mesh)
     gather = sharding.make_gather(model.infos, specs, mesh)
     by_rows = models.make(c, shard, gather, method.rewrite)
     loss = make(objectives.OBJECTIVES, config.objective, "objective", by_rows)
-    schedule, tx, infos = _make_optimizer(config, method, c)
+    infos, frozen = finetune.infos(method, c, config.init_fresh)
+    schedule, tx = _make_optimizer(config, method, c, infos)
     scaled = c.dtype == "float16"
-    frozen = {path: info for path, info in model.infos.items() if path not in infos}
-    frozen = finetune.frozen_infos(frozen, c.dtype)
     own_specs = {path: specs[path] for path in infos}
     refs_specs = {"base": {path: specs[path] for path in frozen}} if frozen else {}
 
@@ -297,15 +297,11 @@ def plain_params(run):
     return abstract_params(infos, sharding.RULES[run.config.sharding], run.mesh)
 
 
-def _make_optimizer(config, method, c):
-    """Returns (schedule, optimizer, {path: ParamInfo} of what is trained)."""
+def _make_optimizer(config, method, c, infos):
+    """Returns (schedule, optimizer) of what is trained."""
     schedule = optim.make_schedule(config.schedule, config.steps)
-    whole = models.abstract_params(c, method.rewrite)
-    trained, _ = finetune.split(method, c, config.init_fresh)
-    infos = {path: whole[path] for path in trained}
     told = dict(factors=method.lr_scales, depths=models.below_output(c, infos))
-    tx = optim.make_optimizer(config.optim, schedule, infos, **told)
-    return schedule, tx, infos
+    return schedule, optim.make_optimizer(config.optim, schedule, infos, **told)
 
 
 def open_tokenizer(config, workdir):
@@ -337,7 +333,7 @@ def open_data(config, tokenizer, workdir):
     """
     place = pathlib.Path(workdir) / "data"
 
-    vocab, lead = model_vocab(config, tokenizer), method_of(config).lead
+    vocab, lead = model_vocab(config, tokenizer), finetune.of(config).lead
 
     def prepare():
         return data.prepare(config.data, tokenizer, place, lead=lead)
@@ -357,11 +353,6 @@ def open_data(config, tokenizer, workdir):
         if counts
     ]
     return train, validation, notes
-
-
-def method_of(config):
-    """Returns the `finetune.Method` of a config."""
-    return make(finetune.METHODS, config.finetune, "finetune")
 
 
 def model_vocab(config, tokenizer):
