@@ -76,6 +76,9 @@ def _sums(share):
         "copies": cast * share.width if narrow else 0,
         "gradients": cast * share.width + rest * 4,
     }
+    if share.platform == "tpu":  # whose compiler turns those of heads round, all layers at once
+        turned = (p for p, info in share.frozen.items() if info.multiplies and len(info.axes) == 4)
+        found["copies"] += share.size(turned)
     if share.micro > 1:
         found["gradients"] += share.size(share.trained)
     return found
@@ -92,10 +95,11 @@ def kept_per_token(share, part):
     stream, mlp = c.width / tensor * b, _mlp_width(share) * b
     heads, keys = (_heads(share, n) * b for n in (c.heads, c.kv_heads))
     ups = 2 if c.gated else 1
+    inputs = _learns_in_products(share)  # whether the products' inputs are wanted: 1 or 0
     if share.remat == "full":
         return stream
     if share.remat == "light":
-        return 2 * stream + 2 * heads + 2 * keys + ups * mlp
+        return 2 * stream + (1 + inputs) * heads + 2 * keys + ups * mlp
     if share.remat == "dots":
         turned = heads + keys if work.rotates_by_product(c) else 0
         return 2 * stream + heads + 2 * keys + turned + ups * mlp
@@ -106,7 +110,14 @@ def kept_per_token(share, part):
     norms = (
         _score_bytes(share, part, 4) + 2 * (3 if c.norm == "layer" else 2) * c.width / tensor * 4
     )
-    return norms + 5 * stream + 2 * heads + 2 * keys + (5 if c.gated else 6) * mlp
+    mlps = (4 if c.gated else 5) + inputs
+    return norms + (3 + 2 * inputs) * stream + (1 + inputs) * heads + 2 * keys + mlps * mlp
+
+
+def _learns_in_products(share):
+    """Whether gradients of the layers' products, or of what stands beside them, are wanted."""
+    trained = share.trained.items()
+    return any(i.is_stacked and i.multiplies and "_adapter/" not in p for p, i in trained)
 
 
 _ON_THEIR_WAY = 3  # layers' inputs that are on the device while they go to the host and back
@@ -203,6 +214,8 @@ def _in_layers(share):
     if share.shape["stage"] > 1:  # all of a stage's, once; their gradients, of a tick and in all
         layers = [p for p, info in share.infos.items() if info.is_stacked]
         gathered = sum(share.used(p) * (2 * b + 4 * (p in share.trained)) for p in layers)
+    if not share.trains_output:  # then it is gathered from the start on
+        gathered += _head(share) * b
     in_use = _CPU_IN_USE[_on_cpu(share)] if share.platform == "cpu" else _IN_USE
     return _sums(share) | {
         "kept": kept_bytes(share),
@@ -236,13 +249,17 @@ def _in_head(share):
     """The loss: logits of a piece, the head and its gradient."""
     c, b = share.c, share.width
     pieces, vocab = work.logit_pieces(share), c.vocab / share.shape["tensor"]
-    head = c.vocab * c.width / share.shape["tensor"]
     at_once = _TABLES_AT_ONCE if c.tied else _HEADS_AT_ONCE
     return _sums(share) | {
         "kept": kept_bytes(share),
         "logits": share.tokens / pieces * vocab * 4,
-        "gathered": (at_once if share.trains_output else 1) * head * b,
+        "gathered": (at_once if share.trains_output else 1) * _head(share) * b,
     }
+
+
+def _head(share):
+    """Numbers of the head, or of the table in its place, once gathered."""
+    return share.c.vocab * share.c.width / share.shape["tensor"] if share.row.head else 0
 
 
 def _in_table(share):
