@@ -121,6 +121,7 @@ def _layer_products(share):
         # A stage has some of the layers, and the rows of all stages go through them.
         size = share.used(path) * share.shape["stage"] * _share_of_tokens(share, path)
         size *= share.seen(_part_of(share, path))
+        size /= share.shape["tensor"] if "_adapter/" in path else 1  # which stand between its sums
         met += size * (1 + share.goes_below + (path in share.trained))
         again += size * _recomputed(share, path)
     return met, again
