@@ -7,11 +7,7 @@ made and four steps are run; on a GPU or TPU its own peak. Each program runs in 
 own. About half a minute each.
 """
 
-import ctypes
-import gc
 import json
-import pathlib
-import re
 import statistics
 import subprocess
 import sys
@@ -19,6 +15,7 @@ import time
 
 import jax
 
+from benchmarks import rounds
 from jaxllm import cli, sharding
 from jaxllm.data import empty_batch
 from jaxllm.scaling import estimate, hlo, machines, memory
@@ -75,7 +72,7 @@ def measure(file, fields):
     place = sharding.batch_sharding(run.mesh)
     batch = jax.device_put(empty_batch(config.data.batch, config.data.length), place)
     jax.block_until_ready(run.create(jax.random.key(0)))  # compiles, and is let go
-    before = _settle() if machine.platform == "cpu" else 0
+    before = rounds.settle() if machine.platform == "cpu" else 0
     state = run.create(jax.random.key(0))
     seconds = []
     for _ in range(4):
@@ -84,7 +81,7 @@ def measure(file, fields):
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
     if machine.platform == "cpu":
-        peak = _status("VmHWM") - before
+        peak = rounds.status("VmHWM") - before
     else:
         peak = devices[0].memory_stats()["peak_bytes_in_use"] * len(devices)
     said = step.memory_analysis()
@@ -99,19 +96,6 @@ def measure(file, fields):
         exposed=found.times.exposed,
         seconds=statistics.median(seconds[1:]),
     )
-
-
-def _settle():
-    """Gives freed memory back, sets the peak to what is resident now, and returns that."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _status(name):
-    text = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(rf"^{name}:\s+(\d+) kB", text, re.M)[1]) * 1024
 
 
 def main():

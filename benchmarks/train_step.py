@@ -8,14 +8,16 @@ the median paired ratio are printed. small: nanoGPT's CPU sizes; large: 6 x 384,
 """
 
 import argparse
-import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from benchmarks import rounds
+from benchmarks.rounds import ROOT
+
 SIZES = {
     "small": dict(layers=4, width=128, heads=4, length=64, batch=12),
     "large": dict(layers=6, width=384, heads=6, length=256, batch=8),
@@ -72,55 +74,26 @@ def make_ours(size):
 
 
 def work(side, size, seconds):
-    """A worker: for each line on standard input, runs for `seconds` and prints tokens/s."""
+    """A worker of one side."""
     step, about = (make_torch if side == "torch" else make_ours)(size)
-    tokens = SIZES[size]["batch"] * SIZES[size]["length"]
-    for _ in range(3):
-        float(step())
-    print(json.dumps(about), flush=True)
-    for _ in sys.stdin:
-        steps, begin = 0, time.perf_counter()
-        while time.perf_counter() - begin < seconds:
-            for _ in range(4):
-                loss = step()
-            float(loss)  # waits for the device
-            steps += 4
-        print(json.dumps(steps * tokens / (time.perf_counter() - begin)), flush=True)
+    rounds.serve(step, SIZES[size]["batch"] * SIZES[size]["length"], seconds, about)
 
 
 def start(side, size, seconds):
     """Starts a worker and waits until it is warm."""
-    command = [sys.executable, __file__, f"--work={side}", f"--sizes={size}"]
-    worker = subprocess.Popen(
-        [*command, f"--seconds={seconds}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    return worker, json.loads(worker.stdout.readline())
+    return rounds.Worker(__file__, f"--work={side}", f"--sizes={size}", f"--seconds={seconds}")
 
 
-def ask(worker):
-    worker.stdin.write("\n")
-    worker.stdin.flush()
-    return json.loads(worker.stdout.readline())
-
-
-def compare(size, rounds, seconds):
-    """Prints the medians of alternating rounds of one size."""
-    (torch, _), (ours, about) = start("torch", size, seconds), start("ours", size, seconds)
-    pairs = [(ask(ours), ask(torch)) for _ in range(rounds)]
-    for worker in (torch, ours):
-        worker.stdin.close()
-        worker.wait()
-    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = sorted(a / b for a, b in pairs)
+def compare(size, number, seconds):
+    """Prints the medians of so many alternating rounds of one size."""
+    torch, ours = start("torch", size, seconds), start("ours", size, seconds)
+    mine, theirs, ratios, _ = rounds.alternate(ours, torch, number)
+    about = ours.about
     useful = mine * about["flops_per_token"]
     print(
         f"{size}: jaxllm {mine:,.0f} tokens/s on {about['devices']} CPU device(s), PyTorch "
         f"{theirs:,.0f}; ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to "
-        f"{ratios[-1]:.2f} in {rounds} rounds); {useful / 1e9:.0f} GFLOP/s = "
+        f"{ratios[-1]:.2f} in {number} rounds); {useful / 1e9:.0f} GFLOP/s = "
         f"{100 * useful / about['matmul_flops']:.0f} % of the {about['matmul_flops'] / 1e9:.0f} "
         f"of a plain product; compiled in {about['compile_s']:.1f} s",
         flush=True,
@@ -135,7 +108,6 @@ def main():
     parser.add_argument("--work", default="")
     arguments = parser.parse_args()
     if arguments.work:
-        sys.path.insert(0, str(ROOT))
         work(arguments.work, arguments.sizes, arguments.seconds)
         return
     for size in arguments.sizes.split(","):
