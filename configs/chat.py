@@ -12,17 +12,19 @@ Without `init` a small model and its tokenizer begin from nothing, and talk in C
 """
 
 from configs import base
-from jaxllm.config import parse_arg, tune
+from jaxllm.config import parse_arg, replay, tune
 
 
 def get_config(arg=None):
     arg = parse_arg(
-        arg, path="", shape="messages", init="", template="", method="full", smoke=False
-    )
+        arg, path="", shape="messages", init="", template="", method="full",
+        replay="", replay_part=0.1, smoke=False,
+    )  # fmt: skip
     c = base.get_config()
     c.steps = 1_000
     c.data.sources = dict(main=dict(kind="chats", path=arg.path, shape=arg.shape, weight=1.0))
     c.data.update(rows="chat", batch=16, length=512, validation_fraction=0.02)
+    replay(c, arg.replay, arg.replay_part)
     c.data.template = arg.template or ("own" if arg.init else "chatml")
     c.tokenizer = dict(kind="hf", vocab_size=8_000, specials=("<|im_start|>", "<|im_end|>"))
     c.model.update(layers=6, width=384, heads=6, mlp_width=1024)

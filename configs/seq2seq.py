@@ -9,19 +9,21 @@ and a decoder have a row each (`rows=pairs`). `init=runs/smollm2,method=lora` fi
 """
 
 from configs import base
-from jaxllm.config import parse_arg, tune
+from jaxllm.config import parse_arg, replay, tune
 
 
 def get_config(arg=None):
     arg = parse_arg(
-        arg, family="llama", rows="completion", path="", init="", method="full", smoke=False
-    )
+        arg, family="llama", rows="completion", path="", init="", method="full",
+        replay="", replay_part=0.1, smoke=False,
+    )  # fmt: skip
     c = base.get_config()
     c.steps = 3_000
     source = dict(kind="pairs", path=arg.path, input="input", target="target", weight=1.0)
     source["suffix"] = "\n=> " if arg.rows == "completion" else ""
     c.data.sources = dict(main=source)
     c.data.update(rows=arg.rows, batch=32, length=256, bad_input="skip")
+    replay(c, arg.replay, arg.replay_part)
     if arg.rows == "pairs":
         c.data.update(length=64, input_length=256)
     c.tokenizer = dict(kind="sentencepiece", vocab_size=8_000)

@@ -98,6 +98,27 @@ def tune(c, workdir, method="full"):
     c.schedule = dict(kind="cosine", lr=TUNING_RATES[method], warmup_steps=c.steps // 20)
 
 
+def replay(c, path, part):
+    """Adds text that a model has read before to what a config trains on, against forgetting.
+
+    Args:
+        c: ConfigDict with one source, "main".
+        path: JSON lines (by name) or text: a file or folder; "" adds nothing.
+        part: of the rows of every batch, in the mean.
+
+    Raises:
+        ConfigError: a part that is none.
+    """
+    if not path:
+        return
+    if not 0 < part < 1:
+        raise ConfigError(f"argument 'replay_part': {part} must be between 0 and 1. Try 0.1.")
+    kind = "jsonl" if ".jsonl" in path else "text"
+    rows = {} if c.data.rows in ("windows", "packed") else {"rows": "packed"}
+    c.data.sources.main.weight = 1 - part
+    c.data.sources.old = dict(kind=kind, path=path, weight=part, split="train", **rows)
+
+
 def _parse(what, text, default):
     """Parses `text` as the type of `default`."""
     kind = type(default)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import data, tokenizers
+from jaxllm import data, settings, tokenizers
 from jaxllm.config import ConfigError
 from jaxllm.data import build
 from jaxllm.data.sources import Document
@@ -110,6 +110,18 @@ def test_plain_text_is_replayed_beside_completions(tmp_path):
         assert seen == sorted(row.tobytes() for row in alone["tokens"])
     validation = data.open_split(config, BYTES, tmp_path, "validation", 0)
     assert list(validation.sources) == ["new"]
+
+
+@pytest.mark.parametrize("name", ["text", "chat", "seq2seq"])
+def test_a_recipe_replays_what_was_read_before(name):
+    """As a part of the rows, of the kind that their text has."""
+    file = f"configs/{name}.py:path=new,replay=old.jsonl.zst,replay_part=0.2"
+    config, _ = settings.load(file, [], setup.KINDS)
+    old = config.data.sources.old
+    assert (config.data.sources.main.weight, old.weight, old.kind) == (0.8, 0.2, "jsonl")
+    assert data.rows_of(config.data)["old"] == ("windows" if name == "text" else "packed")
+    with pytest.raises(ConfigError, match="replay_part"):
+        settings.load(f"configs/{name}.py:path=new,replay=old,replay_part=2", [], setup.KINDS)
 
 
 @pytest.mark.parametrize(
