@@ -2,9 +2,9 @@
 
     .venv/bin/pip install -r requirements-bench.txt
     .venv/bin/python benchmarks/finetune_step.py [--rounds=5] [--seconds=10] [--kinds=lora,…]
-        [--batch=8] [--length=256] [--dtype=float32]
+        [--batch=8] [--length=256] [--dtype=float32] [--rank=16]
 
-For each kind: the same weights and tokens on both sides, LoRA of rank 16 beside all projections,
+For each kind: the same weights and tokens on both sides, LoRA beside all projections,
 AdamW; each side is a process of its own, and rounds alternate. Medians and the median paired ratio
 are printed, the first losses (the same, where both start as the base), peak memory of a round, and
 bytes of what is trained, of the optimizer's state and of the frozen base. Kinds that PEFT has no
@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import rounds, smollm2
 
-VOCAB, RANK = 49_152, 16
+VOCAB = 49_152
 
 
 def tokens_of(batch, length):
@@ -30,7 +30,7 @@ def tokens_of(batch, length):
     return np.random.default_rng(0).integers(0, VOCAB, (batch, length + 1), np.int32)
 
 
-def make_torch(kind, batch, length, dtype):
+def make_torch(kind, batch, length, dtype, rank):
     """PEFT's step."""
     import peft
     import torch
@@ -40,7 +40,9 @@ def make_torch(kind, batch, length, dtype):
         model = model.train()
     else:
         names = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]
-        config = peft.LoraConfig(r=RANK, lora_alpha=32, target_modules=names, task_type="CAUSAL_LM")
+        config = peft.LoraConfig(
+            r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM"
+        )
         model = peft.get_peft_model(model, config).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     tx = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
@@ -61,7 +63,7 @@ def make_torch(kind, batch, length, dtype):
     return step, {"trained": sum(p.numel() for p in trained), "frozen": frozen}
 
 
-def make_ours(kind, batch, length, dtype):
+def make_ours(kind, batch, length, dtype, rank):
     """The step that training runs: config, setup and host settings of `jaxllm.train`."""
     import jax
 
@@ -73,6 +75,7 @@ def make_ours(kind, batch, length, dtype):
         *rows,
         ("data.length", str(length)),
         ("finetune.kind", kind),
+        *([("finetune.rank", str(rank))] if "lora" in kind else []),
         ("model.dtype", dtype),
         ("model.remat", "none"),
         ("schedule.lr", "1e-4"),
@@ -123,15 +126,16 @@ def main():
     parser.add_argument("--kinds", default="lora,qlora,full")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--work", default="")
     a = parser.parse_args()
     if a.work:
         make = make_torch if a.work == "torch" else make_ours
-        step, about = make(a.kinds, a.batch, a.length, a.dtype)
+        step, about = make(a.kinds, a.batch, a.length, a.dtype, a.rank)
         rounds.serve(step, a.batch * a.length, a.seconds, about, every=1)
         return
-    shared = [f"--{n}={getattr(a, n)}" for n in ("seconds", "batch", "length", "dtype")]
+    shared = [f"--{n}={getattr(a, n)}" for n in ("seconds", "batch", "length", "dtype", "rank")]
     for kind in a.kinds.split(","):
         ours, torch = (
             rounds.Worker(__file__, f"--work={side}", f"--kinds={kind}", *shared)
