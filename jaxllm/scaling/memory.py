@@ -214,8 +214,9 @@ def _in_layers(share):
     if share.shape["stage"] > 1:  # all of a stage's, once; their gradients, of a tick and in all
         layers = [p for p, info in share.infos.items() if info.is_stacked]
         gathered = sum(share.used(p) * (2 * b + 4 * (p in share.trained)) for p in layers)
-    if not share.trains_output:  # then it is gathered from the start on
-        gathered += _head(share) * b
+    table = "embed" if c.tied else "head/w"
+    if share.row.head and not share.trains_output and share.gathered(table):
+        gathered += _head(share) * b  # from the start on
     in_use = _CPU_IN_USE[_on_cpu(share)] if share.platform == "cpu" else _IN_USE
     return _sums(share) | {
         "kept": kept_bytes(share),
