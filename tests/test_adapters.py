@@ -36,10 +36,10 @@ OUT = {
     "llama-ia3": ("llama", dict(kind="ia3"), {}),
     "llama-prompt": ("llama", dict(kind="prompt", tokens=3), {}),
     "llama-prefix": ("llama", dict(kind="prefix", tokens=3, hidden=5), {}),
-    "gpt2-part": ("gpt2", dict(LORA, targets="attn/(q|v)$|mlp/"), {}),
     "bert-classify": ("bert", LORA, FRESH),
 }
 SLOW = {
+    "gpt2-part": ("gpt2", dict(LORA, targets="attn/(q|v)$|mlp/"), {}),
     "llama-rslora": ("llama", dict(QV, rslora=True), {}),
     "llama-prefix-plain": ("llama", dict(kind="prefix", tokens=2), {}),
     "gpt2-dora": ("gpt2", dict(LORA, dora=True, rslora=True), {}),

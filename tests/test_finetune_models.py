@@ -54,7 +54,12 @@ def run(model, params, batch):
     return jax.jit(model.apply)(trees.unflatten(params), batch)
 
 
-@pytest.mark.parametrize("name", MODELS)
+SLOW = ("griffin", "places", "dropless")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MODELS]
+)
 def test_every_kind_of_model_starts_as_its_base_and_can_be_merged(name):
     c = config(**MODELS[name])
     batch = make_batch(name) if name in KINDS else ragged_batch(4, LENGTH, VOCAB)
@@ -69,7 +74,7 @@ def test_every_kind_of_model_starts_as_its_base_and_can_be_merged(name):
 
 
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
-@pytest.mark.parametrize("name", ["decoder", "t5", "windows"])
+@pytest.mark.parametrize("name", ["decoder", pytest.param("t5", marks=pytest.mark.slow), "windows"])
 def test_a_cache_gives_what_whole_rows_give(kind, name):
     """Greedy tokens of prompts of unequal length are those of rows computed whole each time."""
     fields = {"windows": dict(window=5, window_first=3), "t5": KINDS["t5"]}.get(name, {})

@@ -141,6 +141,7 @@ def test_rows_that_cannot_stand_in_one_batch_are_refused(changes, error, tmp_pat
         data.check(replayed(tmp_path, **changes))
 
 
+@pytest.mark.slow
 def test_labels_of_a_model_are_those_of_its_training_rows(compile_cache, tmp_path):
     """A text gets the class and the chance that evaluation of the same text gives it."""
     rng = np.random.default_rng(1)

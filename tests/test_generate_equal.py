@@ -20,7 +20,9 @@ def run(engine, requests):
     return found
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k == "gemma2" else k for k in MODELS]
+)
 def test_greedy_is_that_of_transformers_to_the_last_token(kind):
     model, params, theirs = MODELS[kind]()
     prompts = helpers.ragged_prompts()

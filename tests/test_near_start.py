@@ -106,6 +106,7 @@ def on_one_device(trained):
     return trained._replace(run=run, params=jax.device_put(trained.params, here[0]))
 
 
+@pytest.mark.slow
 def test_the_estimate_is_the_expectation_over_what_the_model_predicts(old):
     """Of one row of one target: the sum over all tokens of their chance, times slopes squared."""
     trained = on_one_device(reopen.open_trained(old))
