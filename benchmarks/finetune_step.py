@@ -3,6 +3,7 @@
     .venv/bin/pip install -r requirements-bench.txt
     .venv/bin/python benchmarks/finetune_step.py [--rounds=5] [--seconds=10] [--kinds=lora,…]
         [--batch=8] [--length=256] [--dtype=float32] [--rank=16]
+        [FIELD=VALUE …]
 
 For each kind: the same weights and tokens on both sides, LoRA beside all projections,
 AdamW; each side is a process of its own, and rounds alternate. Medians and the median paired ratio
@@ -30,10 +31,12 @@ def tokens_of(batch, length):
     return np.random.default_rng(0).integers(0, VOCAB, (batch, length + 1), np.int32)
 
 
-def make_torch(kind, batch, length, dtype, rank):
+def make_torch(kind, batch, length, dtype, rank, settings):
     """PEFT's step."""
     import peft
     import torch
+
+    del settings  # they are of our config
 
     _, _, model, _ = smollm2.load(dtype)
     if kind == "full":
@@ -63,7 +66,7 @@ def make_torch(kind, batch, length, dtype, rank):
     return step, {"trained": sum(p.numel() for p in trained), "frozen": frozen}
 
 
-def make_ours(kind, batch, length, dtype, rank):
+def make_ours(kind, batch, length, dtype, rank, settings):
     """The step that training runs: config, setup and host settings of `jaxllm.train`."""
     import jax
 
@@ -79,6 +82,7 @@ def make_ours(kind, batch, length, dtype, rank):
         ("model.dtype", dtype),
         ("model.remat", "none"),
         ("schedule.lr", "1e-4"),
+        *(tuple(pair.split("=", 1)) for pair in settings),
     ]
     file = f"{rounds.ROOT}/configs/pretrain.py:family=llama,size=smollm2-135m"
     config, _ = cli.load_config(file, fields)
@@ -128,14 +132,16 @@ def main():
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("settings", nargs="*", help="of our config, such as model.remat=light")
     parser.add_argument("--work", default="")
     a = parser.parse_args()
     if a.work:
         make = make_torch if a.work == "torch" else make_ours
-        step, about = make(a.kinds, a.batch, a.length, a.dtype, a.rank)
+        step, about = make(a.kinds, a.batch, a.length, a.dtype, a.rank, a.settings)
         rounds.serve(step, a.batch * a.length, a.seconds, about, every=1)
         return
     shared = [f"--{n}={getattr(a, n)}" for n in ("seconds", "batch", "length", "dtype", "rank")]
+    shared += a.settings
     for kind in a.kinds.split(","):
         ours, torch = (
             rounds.Worker(__file__, f"--work={side}", f"--kinds={kind}", *shared)
