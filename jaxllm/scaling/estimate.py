@@ -96,7 +96,7 @@ def of(config, machine, vocab):
     Raises:
         ConfigError: settings that contradict each other.
     """
-    share = describe(config, machine.count, machine.platform, vocab)
+    share = describe(config, machine.count, machine.platform, vocab, machine.family)
     products, wire = work.products(share), work.wire(share)
     return Estimate(
         share,

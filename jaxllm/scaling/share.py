@@ -36,6 +36,7 @@ class Share(NamedTuple):
         specs: {path: PartitionSpec} of all of them.
         opt_bytes: of the optimizer's state on this device.
         opt_flops: of the optimizer's own products on this device, such as Muon's.
+        family: of the machine, such as "v5e"; "" where it is not known.
     """
 
     config: Any
@@ -52,6 +53,7 @@ class Share(NamedTuple):
     specs: dict
     opt_bytes: int
     opt_flops: float
+    family: str = ""
 
     @property
     def micro(self):
@@ -139,7 +141,7 @@ class Share(NamedTuple):
         return self.stored(path) * math.prod(devices)
 
 
-def describe(config, count, platform, vocab):
+def describe(config, count, platform, vocab, family=""):
     """Returns the `Share` of a device.
 
     Args:
@@ -147,6 +149,7 @@ def describe(config, count, platform, vocab):
         count: devices.
         platform: "tpu", "gpu" or "cpu".
         vocab: size of the tokenizer's vocabulary, where the model does not say.
+        family: of the machine.
 
     Raises:
         ConfigError: settings that contradict each other.
@@ -176,6 +179,7 @@ def describe(config, count, platform, vocab):
         tokens // shape["tensor"],
         sharding.param_specs(infos | frozen | trained, rules.params, mesh),
         *_optimizer(config, c, method, trained, rules.optimizer, mesh),
+        family,
     )
 
 
