@@ -162,10 +162,15 @@ def test_labels_of_a_model_are_those_of_its_training_rows(compile_cache, tmp_pat
     trained = reopen.open_trained(tmp_path / "run")
     bare = write(tmp_path / "bare.jsonl", [{k: r[k] for k in ("text", "second")} for r in rows])
     out = tmp_path / "out.jsonl"
-    told = pseudo.label(trained, ("ham", "spam"), bare, out, 0.8)
+    pseudo.label(trained, ("ham", "spam"), bare, out, 0.0)
+    sure = [json.loads(line)["confidence"] for line in out.read_text().splitlines()]
+    middle = (min(sure) + max(sure)) / 2
+    assert len(sure) == 120 and min(sure) < max(sure) - 1e-3
+    told = pseudo.label(trained, ("ham", "spam"), bare, out, middle)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert told["read"] == 120 and told["kept"] == len(lines) == sum(told["classes"].values())
-    assert len(lines) > 20 and min(line["confidence"] for line in lines) >= 0.8
+    assert [line["confidence"] for line in lines] == [x for x in sure if x > middle]
+    assert 0 < len(lines) < 120
     truth = {row["text"]: row["label"] for row in rows}
     assert np.mean([truth[line["text"]] == line["label"] for line in lines]) > 0.9
     # They are read as training data, and the model gives them the same classes there.

@@ -22,7 +22,8 @@ def same_arrays(batches, rows):
             raise ConfigError(
                 f"config.data.sources: the rows of {name!r} ({rows[name]}: {_told(found)}) cannot "
                 f"stand in a batch with those of {first!r} ({rows[first]}: "
-                f"{_told(shapes[first])}).\n  Rows that go together: windows, packed, completion."
+                f"{_told(shapes[first])}).\n"
+                "  Rows that go together: windows, packed, completion, chat."
             )
 
 
