@@ -105,9 +105,7 @@ def make_ours(kind, batch, length, dtype, rank, settings):
     found = tokens_of(batch, length)
     one = data.empty(config.data, batch)
     one["tokens"][:], one["targets"][:] = found[:, :-1], found[:, 1:]
-    one["position"][:], one["segment"][:] = np.arange(length), 1
-    if "weight" in one:
-        one["weight"][:] = 1
+    one["position"][:], one["segment"][:], one["weight"][:] = np.arange(length), 1, 1
     several = sharding.global_batch(run.mesh, sharding.local_rows(run.mesh, batch), one, batch)
     compiled = run.step.lower(run.abstract, run.refs, several).compile()
 

@@ -104,11 +104,16 @@ def _import_adapter(source, workdir, file, overrides):
     return 0
 
 
-def _export_adapter(source, folder, file, overrides):
+def _open_own(source, file, overrides):
+    """Opens a run by its own config, at --step."""
     if file:
         raise ConfigError("The run's own config is used. Leave --config out.")
     cli.start(imported.load_config(source, overrides))
-    trained = imported.open_run(source, overrides, flags.FLAGS.step)
+    return imported.open_run(source, overrides, flags.FLAGS.step)
+
+
+def _export_adapter(source, folder, file, overrides):
+    trained = _open_own(source, file, overrides)
     for note in adapters.export(source, trained, folder):
         print(f"note: {note}")
     certificate = adapters.certificate_of(source, trained, folder, flags.FLAGS.reference)
@@ -118,11 +123,8 @@ def _export_adapter(source, folder, file, overrides):
 
 
 def _merge(source, workdir, file, overrides):
-    if file:
-        raise ConfigError("The run's own config is used. Leave --config out.")
     imported.refuse_used(workdir)
-    cli.start(imported.load_config(source, overrides))
-    trained = imported.open_run(source, overrides, flags.FLAGS.step)
+    trained = _open_own(source, file, overrides)
     adapters.merge(source, trained, workdir)
     print(f"{workdir}: {trained.run.method.kind} of step {trained.step} of {source}, merged")
     print(f"Now: python -m jaxllm.sample --workdir={workdir} --prompt=…")
@@ -151,11 +153,7 @@ def _import(source, workdir, file, overrides):
 
 
 def _export(source, folder, file, overrides):
-    if file:
-        raise ConfigError("The run's own config is used. Leave --config out.")
-    cli.start(imported.load_config(source, overrides))
-    f = flags.FLAGS
-    trained = imported.open_run(source, overrides, f.step)
+    f, trained = flags.FLAGS, _open_own(source, file, overrides)
     if folder.suffix == imported.GGUF:
         return _export_gguf(source, trained, folder)
     view, notes = imported.view_of(source, trained, f.dtype)

@@ -158,27 +158,33 @@ def _adapt(found, file, overrides, tokens, budget):
     least += [("model.remat", "full"), ("step.micro_batches", "1")]
     plain = [pair for pair in overrides if not pair[0].startswith("finetune.")]
 
-    def of_way(way, machine, more=()):
-        kind = "full" if way == "scratch" else way
+    def of_kind(kind, machine, more=()):
         method = [] if kind == config.finetune.kind else [("finetune.kind", kind)]
         fields = [*(plain if method else overrides), *method, *more]
         other = cli.load_config(file, fields)[0]
         setup.check_program(other, machine.count)
         return estimate.of(other, machine, setup.vocabulary(other))
 
-    def smallest(way):
+    def smallest(kind):
         for name in machines.singles():
             machine = machines.find(name)
             rows = [(f"{part}.batch", str(machine.count)) for part in ("data", "validate")]
-            if of_way(way, machine, [*least, *rows]).fits:
+            if of_kind(kind, machine, [*least, *rows]).fits:
                 return name
         return None
 
-    possible = {}
-    for way in adapt.WAYS:
+    of_kinds = {config.finetune.kind: found}
+    for kind in adapt.WAYS.values() - of_kinds.keys():
         with contextlib.suppress(ConfigError):  # not all models have a place for all
-            possible[way] = of_way(way, found.machine)
-    ways = adapt.compare(possible, tokens, price, smallest)
+            of_kinds[kind] = of_kind(kind, found.machine)
+    machine_of = {kind: smallest(kind) for kind in of_kinds}
+    possible = {way: kind for way, kind in adapt.WAYS.items() if kind in of_kinds}
+    ways = adapt.compare(
+        {way: of_kinds[kind] for way, kind in possible.items()},
+        tokens,
+        price,
+        {way: machine_of[kind] for way, kind in possible.items()},
+    )
     return ways, adapt.verdict(ways, tokens, budget)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import jax
+import pytest
 
 from jaxllm import cli, settings, sharding
 from jaxllm.training import run as runs
@@ -30,6 +31,11 @@ SMALL = {
     "checkpoint.every": 3,
     "sample.tokens": 0,
 }
+
+
+def slow(names, which):
+    """The names as parameters of a test, `which` of them marked slow."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in which else n for n in names]
 
 
 def overrides(fields):

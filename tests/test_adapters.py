@@ -16,6 +16,7 @@ from jaxllm.models.families import model_config
 from jaxllm.models.weights import certify, safetensors
 from jaxllm.training import adapters, base, imported, records, reopen
 from tests import adapter_helpers as helpers
+from tests import runs
 from tests.test_weights_real import package_file
 
 torch = pytest.importorskip("torch")
@@ -59,7 +60,7 @@ SLOW = {
     "t5-ia3": ("t5", dict(kind="ia3", outputs="(attn|cross)/(k|v)$"), {}),
     "t5-prompt": ("t5", dict(kind="prompt", tokens=3), {}),
 }
-CASES = [*OUT, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+CASES = runs.slow([*OUT, *SLOW], SLOW)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -148,10 +149,7 @@ IN = {
 HEADS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 
 
-@pytest.mark.parametrize("name", [
-    "llama", "bert",
-    *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "t5", "roberta", "gpt2-ia3")),
-])  # fmt: skip
+@pytest.mark.parametrize("name", runs.slow(IN, IN.keys() - {"llama", "bert"}))
 def test_what_peft_made_computes_the_same_here(name, base_of, tmp_path):
     kind, fields = IN[name]
     base_dir, _ = base_of(kind)

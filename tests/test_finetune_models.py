@@ -10,6 +10,7 @@ from jaxllm.config import make
 from jaxllm.finetune import parts
 from jaxllm.models import generate
 from jaxllm.models.config import resolve
+from tests import runs
 from tests.conftest import TINY, ragged_batch
 from tests.test_assemblies import KINDS, LENGTH, VOCAB, make_batch
 
@@ -57,9 +58,7 @@ def run(model, params, batch):
 SLOW = ("griffin", "places", "dropless")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MODELS]
-)
+@pytest.mark.parametrize("name", runs.slow(MODELS, SLOW))
 def test_every_kind_of_model_starts_as_its_base_and_can_be_merged(name):
     c = config(**MODELS[name])
     batch = make_batch(name) if name in KINDS else ragged_batch(4, LENGTH, VOCAB)
@@ -74,7 +73,7 @@ def test_every_kind_of_model_starts_as_its_base_and_can_be_merged(name):
 
 
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
-@pytest.mark.parametrize("name", ["decoder", pytest.param("t5", marks=pytest.mark.slow), "windows"])
+@pytest.mark.parametrize("name", runs.slow(("decoder", "t5", "windows"), ("t5",)))
 def test_a_cache_gives_what_whole_rows_give(kind, name):
     """Greedy tokens of prompts of unequal length are those of rows computed whole each time."""
     fields = {"windows": dict(window=5, window_first=3), "t5": KINDS["t5"]}.get(name, {})

@@ -7,6 +7,7 @@ import pytest
 from jaxllm.models import generate
 from jaxllm.models.generate import Beams, Engine, Plan, Request, Sampling, beam
 from tests import generate_helpers as helpers
+from tests import runs
 
 GREEDY = Sampling(0.0)
 MODELS = {"llama": helpers.llama, "gemma2": helpers.gemma2}
@@ -20,9 +21,7 @@ def run(engine, requests):
     return found
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=pytest.mark.slow) if k == "gemma2" else k for k in MODELS]
-)
+@pytest.mark.parametrize("kind", runs.slow(MODELS, ("gemma2",)))
 def test_greedy_is_that_of_transformers_to_the_last_token(kind):
     model, params, theirs = MODELS[kind]()
     prompts = helpers.ragged_prompts()

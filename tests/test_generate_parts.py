@@ -14,6 +14,7 @@ from jaxllm.models import generate
 from jaxllm.models.generate import How, Sampling, choices, sampling, speculative
 from jaxllm.models.generate.text import Stream
 from tests import generate_helpers as helpers
+from tests import runs
 from tests.conftest import random_params, tiny_config
 from tests.test_models import KINDS
 
@@ -25,10 +26,7 @@ QUICK = ("gpt2", "gemma2", "longrope", "first tokens", "reformer", "places", "gr
 STEPPED = {}  # compiled steps by model, dtype of the cache and shape
 
 
-@pytest.fixture(
-    scope="module",
-    params=[k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
-)
+@pytest.fixture(scope="module", params=runs.slow(KINDS, KINDS.keys() - set(QUICK)))
 def kind(request):
     """(Model, params, tokens, logits of whole rows) of each kind."""
     model = models.make(tiny_config(**KINDS[request.param], length=32))

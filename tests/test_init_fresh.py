@@ -68,6 +68,7 @@ def test_such_a_run_trains_and_says_what_is_new(trained, compile_cache, tmp_path
     ({"init_fresh": "final"}, "beginning of no parameter", "init_fresh"),
     ({"init_fresh": "embed_norm"}, "has no task", "init_fresh"),
     ({"init_fresh": "task("}, "no regular expression", "init_fresh"),
+    ({"init_fresh": "task(", "finetune.kind": "lora"}, "no regular expression", "init_fresh"),
     ({"model.mlp_width": 48}, "mlp_width|layers/mlp", None),
     ({"model.norm_eps": 0.5}, "norm_eps", "model.norm_eps"),
 ])  # fmt: skip

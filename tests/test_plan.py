@@ -170,8 +170,10 @@ ONE = dict(data__batch=1, validate__batch=1)
 
 def ways_on(topology, **fields):
     """{way to adapt a model: its `Estimate`}."""
-    kinds = {way: "full" if way == "scratch" else way for way in adapt.WAYS}
-    return {w: planned(topology, finetune__kind=kind, **fields) for w, kind in kinds.items()}
+    return {w: planned(topology, finetune__kind=kind, **fields) for w, kind in adapt.WAYS.items()}
+
+
+NOWHERE = dict.fromkeys(adapt.WAYS)  # the smallest machine of each, where it is not asked
 
 
 def test_seventy_billion_parameters_are_tuned_on_one_device_by_qlora_alone():
@@ -184,7 +186,7 @@ def test_seventy_billion_parameters_are_tuned_on_one_device_by_qlora_alone():
 
 def test_ways_to_adapt_cost_what_they_train():
     found = ways_on("h100-8", data__batch=8, validate__batch=8)
-    ways = {way.name: way for way in adapt.compare(found, 1e7, 2.0, lambda way: None)}
+    ways = {way.name: way for way in adapt.compare(found, 1e7, 2.0, NOWHERE)}
     found = found["full"]
     assert ways["lora"].trained == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
     assert ways["prompt"].trained == 20 * 4096
@@ -207,7 +209,7 @@ def test_ways_to_adapt_cost_what_they_train():
 )
 def test_the_verdict_goes_by_data_and_money(topology, tokens, as_much_as, verdict):
     found = ways_on(topology)
-    ways = adapt.compare(found, tokens, 3.22, lambda way: None)
+    ways = adapt.compare(found, tokens, 3.22, NOWHERE)
     budget = next((way.cost for way in ways if way.name == as_much_as), 0)
     assert adapt.verdict(ways, tokens, budget)[0] == verdict
 
@@ -215,7 +217,7 @@ def test_the_verdict_goes_by_data_and_money(topology, tokens, as_much_as, verdic
 def test_a_machine_that_is_too_small_leaves_qlora_or_nothing():
     file = "configs/pretrain.py:family=llama,size=70b"
     for topology, verdict in (("h100-1", "qlora"), ("l4-1", "none")):
-        ways = adapt.compare(ways_on(topology, file=file, **ONE), 1e7, None, lambda way: None)
+        ways = adapt.compare(ways_on(topology, file=file, **ONE), 1e7, None, NOWHERE)
         assert adapt.verdict(ways, 1e7, 0)[0] == verdict
 
 

@@ -76,9 +76,7 @@ def check_equal(mesh, rules, fields, place, cache):
 SLOW = ("tensor 8", "seq 8", "data 4 x tensor 2", "data 8")
 
 
-@pytest.mark.parametrize(
-    "mesh", [pytest.param(m, marks=pytest.mark.slow) if m in SLOW else m for m in EIGHT]
-)
+@pytest.mark.parametrize("mesh", runs.slow(EIGHT, SLOW))
 def test_eight_devices_train_as_one(mesh, place, compile_cache):
     check_equal(mesh, *EIGHT[mesh], place, compile_cache)
 

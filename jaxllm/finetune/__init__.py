@@ -4,7 +4,7 @@ from jaxllm.config import make
 from jaxllm.finetune import methods
 from jaxllm.finetune.beginning import begin, freeze
 from jaxllm.finetune.merging import merge
-from jaxllm.finetune.method import Method, added, check, infos, join, split
+from jaxllm.finetune.method import Method, added, check, drawn, infos, join, split
 
 METHODS = {
     "full": methods.full,
@@ -22,6 +22,7 @@ __all__ = [
     "added",
     "begin",
     "check",
+    "drawn",
     "freeze",
     "infos",
     "join",

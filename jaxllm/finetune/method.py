@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxllm import trees
 from jaxllm.config import ConfigError
 from jaxllm.models import abstract_params
-from jaxllm.models.quantized import FORMATS, PARTS
+from jaxllm.models.quantized import PARTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Method:
         return self if self.parts else None
 
     @property
+    def few_bits(self):
+        """The format of few bits that frozen weights are kept in, or ""."""
+        return next((part.format for part in self.parts if hasattr(part, "format")), "")
+
+    @property
     def dropout(self):
         """Whether a part drops anything in training."""
         return any(getattr(part, "dropout", 0) > 0 for part in self.parts)
@@ -59,13 +64,32 @@ def is_quantized(path, base):
     return part in PARTS and weight in base
 
 
+def drawn(pattern, paths):
+    """Returns the paths, of `paths`, that `config.init_fresh` names: drawn anew, not read.
+
+    Args:
+        pattern: `config.init_fresh`: a regular expression of beginnings; "" names none.
+        paths: str of parameters.
+
+    Raises:
+        ConfigError: it is no regular expression.
+    """
+    try:
+        return [path for path in paths if pattern and re.match(pattern, path)]
+    except re.error as error:
+        raise ConfigError(
+            f"config.init_fresh={pattern!r} is no regular expression: {error}.\n"
+            "  Try --config.init_fresh='task/'."
+        ) from None
+
+
 def split(method, c, fresh=""):
     """Returns (paths that are trained, paths that are frozen), in the order of the parameters.
 
     Args:
         method: `Method`.
         c: the model's configuration.
-        fresh: regular expression of paths' beginnings; what is drawn anew is trained too.
+        fresh: `config.init_fresh`; what is drawn anew is trained too.
 
     Raises:
         ConfigError: nothing is left to train, or a pattern that matches nothing.
@@ -76,7 +100,7 @@ def split(method, c, fresh=""):
     else:
         own = set(added(method, c))
         frozen = {path for path in infos if path not in own}
-        frozen -= {path for path in base if fresh and re.match(fresh, path)}
+        frozen -= set(drawn(fresh, base))
     trained = [path for path in infos if path not in frozen]
     if not trained:
         raise ConfigError(
@@ -151,8 +175,7 @@ def check(method, c, mesh_shape):
             "  Try --config.finetune.kind=prompt."
         )
     split(method, c)
-    quantized = [part for part in method.parts if getattr(part, "format", "") in FORMATS]
-    if quantized and mesh_shape["stage"] > 1:
+    if method.few_bits and mesh_shape["stage"] > 1:
         raise ConfigError(
             f"{name} does not go with a pipeline (mesh.stage={mesh_shape['stage']}).\n"
             "  Try --config.mesh.stage=1 --config.mesh.fsdp=-1."

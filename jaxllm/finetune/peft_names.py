@@ -35,6 +35,12 @@ class Module(NamedTuple):
     flips: bool
 
     @property
+    def inputs(self):
+        """How many inputs it has."""
+        piece = self.pieces[0]
+        return math.prod(piece.shape[slice(*piece.groups[0])])
+
+    @property
     def outputs(self):
         """How many outputs it has, all projections together."""
         return self.pieces[0].width

@@ -167,8 +167,7 @@ def _lora_fill(adapter, section, c, family, own):
         # What the scale is here, over what it is of all.
         own_scale = _scale(_of_pattern(adapter, "alpha_pattern", name, alpha), rank, rooted)
         factor = own_scale / _scale(alpha, usual, rooted)
-        inputs = math.prod(module.pieces[0].shape[slice(*module.pieces[0].groups[0])])
-        a_RI = read_tensor(adapter, f"{start}lora_A.weight", (rank, inputs))
+        a_RI = read_tensor(adapter, f"{start}lora_A.weight", (rank, module.inputs))
         b_OR = read_tensor(adapter, f"{start}lora_B.weight", (module.outputs, rank)) * factor
         used |= {f"{start}lora_A.weight", f"{start}lora_B.weight"}
         m_O = None
@@ -236,8 +235,7 @@ def _ia3_fill(adapter, section, c, family, own):
                 w = own[f"{projection(piece)}/scale_out/w"][piece.at]
                 w[...] = factor[module.holds(piece)].reshape(w.shape)
             continue
-        inputs = math.prod(module.pieces[0].shape[slice(*module.pieces[0].groups[0])])
-        factor = read_tensor(adapter, key, (1, inputs))
+        factor = read_tensor(adapter, key, (1, module.inputs))
         for piece in module.pieces:
             w = own[f"{projection(piece)}/scale_in/w"][piece.at]
             w[...] = factor.reshape(w.shape)

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from jaxllm import finetune
 from jaxllm.scaling import counts
 
 # Tokens of data below which a prompt does as well, and from which all parameters should move.
@@ -34,7 +35,8 @@ class Way(NamedTuple):
     machine: Any
 
 
-WAYS = ("scratch", "full", "lora", "qlora", "prompt", "prefix", "adapter", "ia3")
+# {way: kind of `config.finetune` of the run that takes it}.
+WAYS = {"scratch": "full"} | {kind: kind for kind in finetune.METHODS}
 
 
 def compare(found, tokens, price, smallest):
@@ -44,7 +46,7 @@ def compare(found, tokens, price, smallest):
         found: {way: `estimate.Estimate` of the run that takes it}.
         tokens: of the data that there is to adapt it to.
         price: of a device and hour, or None.
-        smallest: way -> name of the smallest machine that holds it, or None.
+        smallest: {way: name of the smallest machine that holds it, or None}.
     """
     ways = []
     for way, one in found.items():
@@ -53,7 +55,7 @@ def compare(found, tokens, price, smallest):
         hours = needed / one.step_tokens * step / 3600
         cost = None if price is None else price * one.machine.count * hours
         number, memory = one.share.trained_count, one.memory.total
-        ways.append(Way(way, number, memory, one.fits, step, needed, hours, cost, smallest(way)))
+        ways.append(Way(way, number, memory, one.fits, step, needed, hours, cost, smallest[way]))
     return ways
 
 
@@ -68,10 +70,8 @@ def verdict(ways, tokens, budget):
     by_name = {way.name: way for way in ways}
 
     def affordable(name):
-        if name not in by_name:
-            return False
-        way = by_name[name]
-        return way.fits and (not budget or way.cost is None or way.cost <= budget)
+        way = by_name.get(name)
+        return bool(way) and way.fits and (not budget or way.cost is None or way.cost <= budget)
 
     if tokens >= by_name["scratch"].tokens and affordable("scratch"):
         return "scratch", (

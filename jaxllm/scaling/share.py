@@ -119,8 +119,8 @@ class Share(NamedTuple):
         return any(path.split("/")[0] == output for path in self.trained)
 
     def info(self, path):
-        """ParamInfo of a parameter of the model, or of one that is held."""
-        return self.infos.get(path) or self.trained.get(path) or self.frozen[path]
+        """ParamInfo of a parameter as it is held, or as its layer multiplies by it."""
+        return self.trained.get(path) or self.frozen.get(path) or self.infos[path]
 
     def stored(self, path):
         """Numbers of a parameter that this device stores."""
@@ -128,7 +128,7 @@ class Share(NamedTuple):
 
     def size(self, paths):
         """Bytes of parameters that this device stores: 4 a number of what is trained."""
-        return sum(self.stored(path) * self.held[path].dtype.itemsize for path in paths)
+        return sum(self.stored(path) * self.info(path).dtype.itemsize for path in paths)
 
     def gathered(self, path):
         """Mesh axes that a parameter is gathered over when it is used."""

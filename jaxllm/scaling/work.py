@@ -115,15 +115,16 @@ def _layer_products(share):
     """Multiplications of this device's tokens by its layers' parameters, forward and backward, and
     those done again."""
     met, again = 0.0, 0.0
-    for path, info in (share.infos | share.added).items():
+    added, below = share.added, share.goes_below
+    for path, info in (share.infos | added).items():
         if not info.is_stacked or not shapes.multiplies(path, info):
             continue
         # A stage has some of the layers, and the rows of all stages go through them.
         size = share.used(path) * share.shape["stage"] * _share_of_tokens(share, path)
         size *= share.seen(_part_of(share, path))
         size /= share.shape["tensor"] if "_adapter/" in path else 1  # which stand between its sums
-        met += size * (1 + share.goes_below + (path in share.trained))
-        again += size * _recomputed(share, path)
+        met += size * (1 + below + (path in share.trained))
+        again += size * _recomputed(share, path, added)
     return met, again
 
 
@@ -146,13 +147,12 @@ def _share_of_tokens(share, path):
     return chosen * share.shape["expert"]  # the rows of all of them
 
 
-def _recomputed(share, path):
-    """Whether a layer's product is computed again in the backward pass."""
+def _recomputed(share, path, added):
+    """Whether a layer's product is computed again in the backward pass; added: `share.added`."""
     c, remat, name = share.c, share.remat, path.split("/")[-2]
-    adapters = [path for path in share.added if "_adapter/" in path]
-    if remat in ("light", "full") and path in share.added:
+    if remat in ("light", "full") and path in added:
         if path.endswith("/lora/b"):  # its sum with the weight's product is what is kept
-            return _recomputed(share, path.removesuffix("lora/b") + "w")
+            return _recomputed(share, path.removesuffix("lora/b") + "w", added)
         last = "mlp_adapter/up" if remat == "full" else "_adapter/up"
         return float(last not in path)
     if "/experts/" in path:  # products in batches; the router's gradient needs their results
@@ -161,17 +161,18 @@ def _recomputed(share, path):
         return float(remat != "none")
     if remat in ("none", "dots"):
         return 0.0
-    normed_after = c.norm_place in ("around", "post", "out") or bool(adapters)
+    # Whether what a product gives is read before it is added to the stream.
+    read_after = c.norm_place in ("around", "post", "out") or any("_adapter/" in p for p in added)
     if remat == "light":
         of_norm = {"q", "k"} if c.qk_norm or c.qk_norm_whole else set()
-        of_norm |= {"o", "down"} if normed_after else set()
+        of_norm |= {"o", "down"} if read_after else set()
         of_norm |= {"q"} if c.position == "sinusoids" else set()  # kept is what was added to them
-        if f"{path.removesuffix('w')}scale_out/w" in share.added:  # or multiplied with
+        if f"{path.removesuffix('w')}scale_out/w" in added:  # or multiplied with
             return 1.0
         return float(name in of_norm or name == "router")
     # The layer's last products are for the next layer, which has its own copy.
     last = {"down"} | ({"o"} if c.parallel else set())
-    return float(name not in last or normed_after)
+    return float(name not in last or read_after)
 
 
 def _attention(share):
@@ -277,7 +278,7 @@ def wire(share):
 
 def _weights(share, add):
     """Gathering weights and scattering their gradients; sums over what they are not split over."""
-    passes = share.micro if share.shape["stage"] == 1 else 1
+    passes, below = share.micro if share.shape["stage"] == 1 else 1, share.goes_below
     for path, info in share.held.items():
         split = jax.tree.leaves(tuple(share.specs[path]))  # a part is None, a name, or several
         gathered, learns = share.gathered(path), path in share.trained
@@ -285,7 +286,7 @@ def _weights(share, add):
         width = share.width if narrow and learns else info.dtype.itemsize
         if gathered:
             size = share.used(path) * width
-            again = info.is_stacked and share.shape["stage"] == 1 and share.goes_below
+            again = info.is_stacked and share.shape["stage"] == 1 and below
             if shapes.OF_DISTANCES in path:  # whose gradient goes no further
                 again = share.remat in ("full", "light")
             add(gathered, "all-gather", size * (2 if again else 1) * passes)

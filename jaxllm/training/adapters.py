@@ -66,25 +66,20 @@ def export(workdir, trained, folder):
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write_file(written.tensors, folder / peft_names.WEIGHTS, metadata)
     (folder / peft_names.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
-    return _notes(section, config)
+    return _notes(run.method, config)
 
 
-def _notes(section, config):
+def _notes(method, config):
     notes = []
     if config["peft_type"] == peft_names.OWN_TYPE:
         notes.append("PEFT has no such adapter: this format is jaxllm's own")
     if config.get("rank_pattern"):
         notes.append("several projections are one matrix there: its rank is that of all together")
-    if few := _few_bits(section):
+    if few := method.few_bits:
         notes.append(
             f"it was trained over weights in {few}, and computes a little else over others"
         )
     return notes
-
-
-def _few_bits(section):
-    """The format of few bits that a run's base is kept in, or ""."""
-    return section.get("base", "nf4" if section["kind"] == "qlora" else "")
 
 
 def _name_of(workdir):

@@ -162,7 +162,7 @@ def load(run, step="latest", read=None):
         ConfigError: no checkpoint there.
     """
     place, wanted = run.config.init_from, trees.flatten(setup.plain_params(run))
-    fresh = initial.drawn(run.config.init_fresh, wanted) if place else list(wanted)
+    fresh = finetune.drawn(run.config.init_fresh, wanted) if place else list(wanted)
     found = {}
     if place:
         there = {path: x for path, x in wanted.items() if path not in fresh}

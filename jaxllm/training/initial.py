@@ -5,9 +5,8 @@ left there. All below the heads is the same model, or the run does not start.
 """
 
 import pathlib
-import re
 
-from jaxllm import models, tokenizers
+from jaxllm import finetune, models, tokenizers
 from jaxllm.config import ConfigError
 from jaxllm.models.config import differences
 from jaxllm.models.families import model_config
@@ -19,25 +18,6 @@ HEADS = (
     *("lm_head", "head_bias", "head_transform", "head_scale", "logit_softcap"),
 )
 SHOWN = 6  # paths in a line
-
-
-def drawn(pattern, paths):
-    """Returns the paths, of `paths`, that `config.init_fresh` names: drawn anew, not read.
-
-    Args:
-        pattern: `config.init_fresh`: a regular expression of beginnings; "" names none.
-        paths: str of parameters.
-
-    Raises:
-        ConfigError: it is no regular expression.
-    """
-    try:
-        return [path for path in paths if pattern and re.match(pattern, path)]
-    except re.error as error:
-        raise ConfigError(
-            f"config.init_fresh={pattern!r} is no regular expression: {error}.\n"
-            "  Try --config.init_fresh='task/'."
-        ) from None
 
 
 def check(run):
@@ -89,7 +69,7 @@ def _heads(run, theirs, place):
     """
     pattern, infos = run.config.init_fresh, models.abstract_params(theirs)
     here = models.abstract_params(run.model.config)
-    named = drawn(pattern, here)
+    named = finetune.drawn(pattern, here)
     there = {path for path, info in here.items() if path in infos and _same(info, infos[path])}
     missing = [path for path in here if path not in there]
     if not pattern:

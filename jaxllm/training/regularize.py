@@ -10,10 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllm import trees
+from jaxllm import finetune, trees
 from jaxllm.config import ConfigError, near
 from jaxllm.objectives import noise
-from jaxllm.training import initial
 
 ANCHORS = ("start", "fisher")  # names in `refs` of what penalties look at
 
@@ -140,7 +139,7 @@ def anchored(found, infos, fresh):
     Raises:
         ConfigError: `fresh` is no regular expression.
     """
-    drawn = initial.drawn(fresh, infos)
+    drawn = finetune.drawn(fresh, infos)
     kept = {path: x for path, x in infos.items() if path not in drawn}
     return dict.fromkeys(found.anchors, kept)
 

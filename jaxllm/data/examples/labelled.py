@@ -53,8 +53,7 @@ class Labelled(ExampleRows):
 
     def around(self, parts):
         """Returns how many tokens of `parts` texts fit a row, beside its lead and marks."""
-        room = self.length - self.lead - (self.marks["cls"] >= 0)
-        return room - parts * (self.marks["sep"] >= 0)
+        return room_of(self.marks, self.length - self.lead, parts)
 
     def _steps(self, room):
         """Returns how many tokens further the next row of each context begins."""
@@ -93,9 +92,7 @@ class Labelled(ExampleRows):
         out = self.empty(rows)
         for row, example, lap, _ in zip(*(x.tolist() for x in found), strict=True):
             placed, ids, kinds = self.compose(self.layout(example, lap))
-            n = len(ids)
-            out["tokens"][row, :n], out["type"][row, :n] = ids, kinds
-            out["position"][row, :n], out["segment"][row, :n] = np.arange(n), 1
+            put(out, row, ids, kinds)
             if self.task == "tag":
                 self._tag(out, row, placed)
                 continue
@@ -167,6 +164,18 @@ def marked(marks, texts, lead=0):
     return columns, ids, kinds
 
 
+def room_of(marks, length, texts):
+    """Returns how many tokens of so many texts fit `length` places, beside their marks."""
+    return length - (marks["cls"] >= 0) - texts * (marks["sep"] >= 0)
+
+
+def put(out, row, ids, kinds):
+    """Writes what `marked` returned into a row of a batch."""
+    n = len(ids)
+    out["tokens"][row, :n], out["type"][row, :n] = ids, kinds
+    out["position"][row, :n], out["segment"][row, :n] = np.arange(n), 1
+
+
 class Unlabelled(Rows):
     """Rows of texts whose class nobody knows, as `Labelled` has them; the label is 0.
 
@@ -188,14 +197,11 @@ class Unlabelled(Rows):
         out["weight"][:] = 1
         for row, number in enumerate(np.asarray(k).tolist()):
             texts = [self._tokenizer.encode(text) for text in self._texts[number]]
-            around = self._lead + (self._marks["cls"] >= 0)
-            around += len(texts) * (self._marks["sep"] >= 0)
-            kept = cut([len(text) for text in texts], self.length - around)
+            room = room_of(self._marks, self.length - self._lead, len(texts))
+            kept = cut([len(text) for text in texts], room)
             texts = [list(text[:n]) for text, n in zip(texts, kept, strict=True)]
             _, ids, kinds = marked(self._marks, texts, self._lead)
-            n = len(ids)
-            out["tokens"][row, :n], out["type"][row, :n] = ids, kinds
-            out["position"][row, :n], out["segment"][row, :n] = np.arange(n), 1
+            put(out, row, ids, kinds)
         return out
 
 
