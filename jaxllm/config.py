@@ -100,11 +100,12 @@ def tune(c, workdir, method="full"):
 
 
 def replay(c, path, part):
-    """Adds text that a model has read before to what a config trains on, against forgetting.
+    """Adds what a model has learned before to what a config trains on, against forgetting.
 
     Args:
         c: ConfigDict with one source, "main".
-        path: JSON lines (by name) or text: a file or folder; "" adds nothing.
+        path: JSON lines (by name) or text: a file or folder; beside rows of pairs, pairs with the
+            fields of "main". "" adds nothing.
         part: of the rows of every batch, in the mean.
 
     Raises:
@@ -114,10 +115,14 @@ def replay(c, path, part):
         return
     if not 0 < part < 1:
         raise ConfigError(f"argument 'replay_part': {part} must be between 0 and 1. Try 0.1.")
-    kind = "jsonl" if ".jsonl" in path else "text"
-    rows = {} if c.data.rows in ("windows", "packed") else {"rows": "packed"}
     c.data.sources.main.weight = 1 - part
-    c.data.sources.old = dict(kind=kind, path=path, weight=part, split="train", **rows)
+    if c.data.rows == "pairs":
+        old = dict(c.data.sources.main)
+    else:
+        old = dict(kind="jsonl" if ".jsonl" in path else "text")
+        if c.data.rows not in ("windows", "packed"):
+            old["rows"] = "packed"
+    c.data.sources.old = dict(old, path=path, weight=part, split="train")
 
 
 def _parse(what, text, default):

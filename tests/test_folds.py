@@ -112,14 +112,20 @@ def test_plain_text_is_replayed_beside_completions(tmp_path):
     assert list(validation.sources) == ["new"]
 
 
-@pytest.mark.parametrize("name", ["text", "chat", "seq2seq"])
-def test_a_recipe_replays_what_was_read_before(name):
+@pytest.mark.parametrize("name, kind, rows", [
+    ("text", "jsonl", "windows"),
+    ("chat", "jsonl", "packed"),
+    ("seq2seq", "jsonl", "packed"),
+    ("seq2seq:family=t5,rows=pairs", "pairs", "pairs"),
+])  # fmt: skip
+def test_a_recipe_replays_what_was_read_before(name, kind, rows):
     """As a part of the rows, of the kind that their text has."""
-    file = f"configs/{name}.py:path=new,replay=old.jsonl.zst,replay_part=0.2"
+    name, _, more = name.partition(":")
+    file = f"configs/{name}.py:path=new,replay=old.jsonl.zst,replay_part=0.2,{more}".rstrip(",")
     config, _ = settings.load(file, [], setup.KINDS)
     old = config.data.sources.old
-    assert (config.data.sources.main.weight, old.weight, old.kind) == (0.8, 0.2, "jsonl")
-    assert data.rows_of(config.data)["old"] == ("windows" if name == "text" else "packed")
+    assert (config.data.sources.main.weight, old.weight, old.kind) == (0.8, 0.2, kind)
+    assert (old.path, data.rows_of(config.data)["old"]) == ("old.jsonl.zst", rows)
     with pytest.raises(ConfigError, match="replay_part"):
         settings.load(f"configs/{name}.py:path=new,replay=old,replay_part=2", [], setup.KINDS)
 

@@ -39,6 +39,7 @@ def main():
     made |= translation(rows("translation"))
     made |= questions(rows("prose_en"), rows("chat"))
     made |= texts(rows("prose_en"), rows("code_python"), rows("multilang_clean"))
+    made["replay"] = replay(rows("prose_en"), rows("code_python"), rows("multilang_clean"), made)
     for name, lines in made.items():
         with open(out / f"{name}.jsonl", "w", encoding="utf-8") as file:
             for line in lines:
@@ -143,6 +144,25 @@ def texts(prose, code, languages):
         "german": of(languages, lang="de", source="fortunes"),
         "spanish_text": of(languages, lang="es", source="wikipedia-vital-summaries"),
     }
+
+
+def replay(prose, code, languages, made):
+    """Text of the kinds that a general model has read, none of which a task asks about.
+
+    Args:
+        prose, code, languages: rows.
+        made: {task: rows}; no text that begins like one of theirs is taken.
+    """
+    told = {text[:LIKE] for lines in made.values() for line in lines for text in line.values()
+            if isinstance(text, str)}  # fmt: skip
+
+    def of(rows, count):
+        new = [row for row in rows if row["text"][:LIKE] not in told and len(row["text"]) > 50]
+        return pick(new, count)
+
+    old = [row for row in prose if row["source"] != "debian-descriptions"]
+    found = of(old, 6_000) + of(code, 100) + of(languages, 1_500)
+    return [{"text": row["text"]} for row in pick(found, len(found))]
 
 
 if __name__ == "__main__":
