@@ -130,6 +130,20 @@ def test_a_recipe_replays_what_was_read_before(name, kind, rows):
         settings.load(f"configs/{name}.py:path=new,replay=old,replay_part=2", [], setup.KINDS)
 
 
+def test_tasks_come_one_after_another_with_a_part_of_those_before(tmp_path):
+    names = [write(tmp_path / f"{i}.jsonl", pair_rows(seed=i)) for i in range(3)]
+    file = f"configs/continual.py:each=100,tasks={'+'.join(map(str, names))}"
+    fields = [("data.batch", "10"), ("tokenizer.kind", "byte")]
+    for i in range(3):
+        fields += [(f"data.sources.task{i}.{key}", value) for key, value in SUMMARY.items()]
+    config = settings.load(file, fields, setup.KINDS)[0]
+    data.prepare(config.data, BYTES, tmp_path)
+    train = data.open_split(config.data, BYTES, tmp_path, "train", 0, steps=config.steps)
+    found = np.array([origin[0] for origin in train.where(np.arange(10 * config.steps))])
+    shares = [[float(np.mean(part == f"task{i}")) for i in range(3)] for part in np.split(found, 3)]
+    np.testing.assert_allclose(shares, [[1, 0, 0], [0.1, 0.9, 0], [0.05, 0.05, 0.9]], atol=0.005)
+
+
 @pytest.mark.parametrize(
     "changes, error",
     [

@@ -1,10 +1,11 @@
-"""Makes the data of tasks.json, small and always the same, from collections of text.
+"""Makes the data of tasks.json and t5_tasks.json, always the same, from collections of text.
 
     python experiments/forgetting/make_data.py --data=DIR --out=experiments/forgetting/data
 
-DIR holds summaries, translation, prose_en, code_python, multilang_clean and chat as .jsonl.zst with
-the fields that are read below. Writes a file a task, and summaries_train.jsonl to fine-tune on: a
-document stands on one side only, with all that begin alike.
+DIR holds summaries, translation, prose_en, code_python, multilang_clean, chat and classification as
+.jsonl.zst with the fields that are read below. Writes a file a task; summaries_train.jsonl to
+fine-tune on (a document stands on one side only, with all that begin alike); replay.jsonl, text for
+a tenth of its rows; and what a small T5 is made from: t5_text.jsonl and t5_mixture.jsonl.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from jaxllm.context import records
+from jaxllm.evals import suite
+from jaxllm.evals.general import part as halves
 
 COUNT, SHOTS, TRAIN = 200, 60, 20_000
 LIKE = 60  # characters: documents that share their first ones are of one project
@@ -39,7 +42,9 @@ def main():
     made |= translation(rows("translation"))
     made |= questions(rows("prose_en"), rows("chat"))
     made |= texts(rows("prose_en"), rows("code_python"), rows("multilang_clean"))
-    made["replay"] = replay(rows("prose_en"), rows("code_python"), rows("multilang_clean"), made)
+    told = beginnings(made)
+    made["replay"] = replay(rows("prose_en"), rows("code_python"), rows("multilang_clean"), told)
+    made |= for_t5(rows("prose_en"), rows("translation"), rows("classification"), told)
     for name, lines in made.items():
         with open(out / f"{name}.jsonl", "w", encoding="utf-8") as file:
             for line in lines:
@@ -72,11 +77,7 @@ def summaries(rows):
 
 def translation(rows):
     """Verses from Spanish to English; words from English to French, all that a dictionary has."""
-    verses = [
-        {"input": row["tgt"].strip(), "output": row["src"].strip()}
-        for row in rows
-        if row["source"] == "bible" and 40 <= len(row["tgt"]) <= 130 and len(row["src"]) <= 130
-    ]
+    verses = [row for row in verses_of(rows) if len(row["input"]) >= 40 and longest(row) <= 130]
     words = []
     for row in rows:
         if row["source"] == "freedict-eng-fra" and re.fullmatch(r"[a-z]{3,}", row["src"]):
@@ -92,9 +93,20 @@ def translation(rows):
     }
 
 
-def questions(prose, chat):
-    """Whom or what an article is about, of four; and questions on causes with two answers."""
-    articles = []
+def verses_of(rows):
+    """All verses of the Bible, Spanish with English."""
+    found = [row for row in rows if row["source"] == "bible"]
+    return [{"input": row["tgt"].strip(), "output": row["src"].strip()} for row in found]
+
+
+def longest(row):
+    """Characters of the longer side of a pair."""
+    return max(len(row["input"]), len(row["output"]))
+
+
+def articles_of(prose):
+    """[(title, first sentence of an encyclopaedia's article with the title blanked)], in order."""
+    found = set()
     for row in prose:
         if row["source"] != "wikipedia-vital-summaries" or "\n\n" not in row["text"]:
             continue
@@ -102,13 +114,23 @@ def questions(prose, chat):
         first = re.split(r"(?<=[a-z)])\. ", text)[0]
         if re.search(rf"\b{re.escape(title)}\b", first) and 60 <= len(first) <= 260:
             hidden = re.sub(rf"\b{re.escape(title)}\b", "___", first, flags=re.IGNORECASE)
-            articles.append((title, hidden.rstrip(".") + "."))
-    chosen, lines = pick(sorted(set(articles)), COUNT + SHOTS), []
-    names = [title for title, _ in chosen]
-    for number, (title, hidden) in enumerate(chosen):
+            found.add((title, hidden.rstrip(".") + "."))
+    return sorted(found)
+
+
+def asked(articles):
+    """Questions which of four titles each article has."""
+    names, lines = [title for title, _ in articles], []
+    for number, (title, hidden) in enumerate(articles):
         options = random.Random(number).sample([x for x in names if x != title], 3)
         options.insert(number % 4, title)
         lines.append({"input": f"{hidden} What is ___?", "options": options, "answer": title})
+    return lines
+
+
+def questions(prose, chat):
+    """Whom or what an article is about, of four; and questions on causes with two answers."""
+    lines = asked(pick(articles_of(prose), COUNT + SHOTS))
     causes = []
     for row in chat:
         if row["source"] == "evals/quartz":
@@ -146,23 +168,59 @@ def texts(prose, code, languages):
     }
 
 
-def replay(prose, code, languages, made):
-    """Text of the kinds that a general model has read, none of which a task asks about.
-
-    Args:
-        prose, code, languages: rows.
-        made: {task: rows}; no text that begins like one of theirs is taken.
-    """
-    told = {text[:LIKE] for lines in made.values() for line in lines for text in line.values()
+def beginnings(made):
+    """How the texts of all tasks begin, inputs, outputs and titles alike."""
+    return {text[:LIKE] for lines in made.values() for line in lines for text in line.values()
             if isinstance(text, str)}  # fmt: skip
 
-    def of(rows, count):
-        new = [row for row in rows if row["text"][:LIKE] not in told and len(row["text"]) > 50]
-        return pick(new, count)
 
-    old = [row for row in prose if row["source"] != "debian-descriptions"]
-    found = of(old, 6_000) + of(code, 100) + of(languages, 1_500)
+def general(rows, told):
+    """The rows of which no text begins like one of a task, without descriptions of packages."""
+    rows = [row for row in rows if row.get("source") != "debian-descriptions"]
+    return [row for row in rows if row["text"][:LIKE] not in told and len(row["text"]) > 50]
+
+
+def replay(prose, code, languages, told):
+    """Text of the kinds that a general model has read, none of which a task asks about."""
+    found = pick(general(prose, told), 6_000) + pick(general(code, told), 100)
+    found += pick(general(languages, told), 1_500)
     return [{"text": row["text"]} for row in pick(found, len(found))]
+
+
+def for_t5(prose, pairs, classes, told):
+    """What a small T5 is pre-trained on, and taught: four tasks, and to go on with a text.
+
+    Returns:
+        {"t5_text": [{"text"}], "t5_mixture": [{"input", "output"}], and a test of each task that
+        tasks.json has not}.
+    """
+    texts = general(prose, told)
+    verses = [row for row in verses_of(pairs) if row["input"][:LIKE] not in told]
+    words = []
+    for row in pairs:
+        if row["source"] == "freedict-deu-eng":
+            there = [re.sub(r"\[.*?\]", "", part).strip() for part in row["tgt"].split(",")]
+            if all(there) and len(row["src"]) + len(there[0]) <= 100:
+                words.append({"input": row["src"], "output": there})
+    words, jokes = pick(words, len(words)), []
+    for row in pick([row for row in classes if row["source"] == "sarcasm-headlines"], 11_000):
+        answer = {"0": "no", "1": "yes"}[row["label"]]
+        jokes.append({"input": row["text"], "options": ["yes", "no"], "answer": answer})
+    titles = [row for row in asked(articles_of(prose)) if row["input"][:LIKE] not in told]
+    taught = [(f"translate Spanish to English: {r['input']}", r["output"]) for r in verses] * 4
+    taught += [
+        (f"translate German to English: {r['input']}", r["output"][0]) for r in words[COUNT:]
+    ]
+    taught += [(f"{r['input']} {'; '.join(r['options'])}", r["answer"]) for r in titles] * 2
+    taught += [(f"is it sarcastic? {r['input']}", r["answer"]) for r in jokes[COUNT:]]
+    taught += [halves(suite.cut(row["text"], 360)[0], 0.5) for row in pick(texts, 20_000)]
+    verses = [text for row in verses for text in row.values()]
+    return {
+        "t5_text": [{"text": text} for text in [row["text"] for row in texts] + verses],
+        "t5_mixture": [{"input": a, "output": b} for a, b in pick(taught, len(taught))],
+        "german_words": words[:COUNT],
+        "sarcasm": jokes[:COUNT],
+    }
 
 
 if __name__ == "__main__":

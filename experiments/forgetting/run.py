@@ -1,0 +1,179 @@
+"""Fine-tunes a model in several ways with several seeds, and measures what each gains and loses.
+
+    python experiments/forgetting/run.py --init=runs/smollm2 --out=runs/forgetting \
+        --data=experiments/forgetting/data [--ways=full,lora,full+replay] [--seeds=0,1,2] \
+        [--tasks=experiments/forgetting/tasks.json] [--results=FILE.json] [--plot=FILE.png] \
+        [FIELD=VALUE …]
+
+A way is a kind of `config.finetune`, "+replay" behind it for a tenth of its rows from replay.jsonl;
+FIELD=VALUE sets `config.FIELD` of all. What is done is not done again. Prints a table, means over
+seeds with their range; --results takes in all that is known of every run, --plot draws the
+trade-off.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from jaxllm import cli, figures, finetune
+from jaxllm.models.families import model_config
+from jaxllm.training import setup
+
+HERE = pathlib.Path(__file__).absolute().parent
+TARGET = "summaries"
+COLUMNS = (
+    "way", "seeds", "trained", "validation loss", TARGET, "gain, %", "loss elsewhere, %",
+    "s a step",
+)  # fmt: skip
+
+
+def main():
+    """Runs what is asked for, seed by seed, so that all ways have one before any has two."""
+    args = parse()
+    runs = []
+    for seed in args.seeds.split(","):
+        for way in args.ways.split(","):
+            runs.append(one(args, way, int(seed)))
+            if args.results:
+                pathlib.Path(args.results).write_text(json.dumps(runs, indent=1) + "\n")
+    print(table(runs))
+    if args.plot:
+        draw(runs, args.plot)
+
+
+def parse():
+    """Returns the arguments; places as they are from anywhere."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--init", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--data", default=HERE / "data")
+    parser.add_argument("--ways", default="full,lora,full+replay")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--rows", default="completion", choices=["completion", "pairs"])
+    parser.add_argument("--tasks", default=HERE / "tasks.json")
+    parser.add_argument("--results", default="")
+    parser.add_argument("--plot", default="")
+    parser.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
+    args = parser.parse_args()
+    for name in ("init", "out", "data", "tasks"):
+        setattr(args, name, pathlib.Path(getattr(args, name)).expanduser().absolute())
+    return args
+
+
+def one(args, way, seed):
+    """Trains and scores a run, unless that is done; returns what is known of it."""
+    kind, _, more = way.partition("+")
+    workdir = args.out / f"{way}-{seed}"
+    arg = f"init={args.init},method={kind},rows={args.rows},path={args.data}"
+    if more:
+        old = "replay.jsonl" if args.rows == "completion" else "t5_mixture.jsonl"
+        arg += f",replay={args.data}/{old}"
+    file = f"{HERE}/finetune.py:{arg}"
+    fields = [f"--config.{text}" for text in (f"seed={seed}", *args.settings)]
+    summary = workdir / "summary.json"
+    if not (summary.is_file() and json.loads(summary.read_text())["status"] == "done"):
+        command("train", f"--config={file}", f"--workdir={workdir}", *fields)
+    command(
+        "evaluate", f"--before={args.init}", f"--after={workdir}", f"--tasks={args.tasks}",
+        f"--target={TARGET}", f"--seed={seed}",
+    )  # fmt: skip
+    summary = json.loads(summary.read_text())
+    report = json.loads((workdir / "forgetting.json").read_text())["report"]["after"][-1]
+    config, _ = cli.load_config(file, [tuple(text.split("=", 1)) for text in args.settings])
+    return {
+        "way": way,
+        "seed": seed,
+        "settings": args.settings,
+        "trained": count(config),
+        "validation_loss": summary["final"]["validation/loss"],
+        "step_s": summary["final"]["speed/step_s"],
+        **{name: report[name] for name in ("rows", "gain", "loss")},
+    }
+
+
+def command(name, *rest):
+    """Runs `python -m jaxllm.NAME`, its output beside ours."""
+    print("$ jaxllm." + name, *rest, file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", f"jaxllm.{name}", *rest], check=True, cwd=HERE.parents[1])
+
+
+def count(config):
+    """Parameters that a config trains."""
+    c = model_config(config.model, vocab=setup.vocabulary(config), length=config.data.length)
+    trained, _ = finetune.infos(finetune.of(config), c, config.init_fresh)
+    return sum(math.prod(info.shape) for info in trained.values())
+
+
+def grouped(runs):
+    """{way: its runs}."""
+    found = {}
+    for run in runs:
+        found.setdefault(run["way"], []).append(run)
+    return found
+
+
+def mean(values, digits):
+    """A mean as text, with the range of what it is of."""
+    text = f"{statistics.mean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return text
+
+
+def table(runs):
+    """The runs as a table of Markdown, a line for each way."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for way, some in grouped(runs).items():
+        target = [row["after"] for run in some for row in run["rows"] if row["target"]]
+        cells = (
+            way, str(len(some)), f"{some[0]['trained']:,}",
+            mean([run["validation_loss"] for run in some], 4), mean(target, 4),
+            mean([run["gain"][0] for run in some], 1), mean([run["loss"][0] for run in some], 1),
+            mean([run["step_s"] for run in some], 2),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(runs, file):
+    """Draws gain on the target against loss elsewhere, and what each task kept.
+
+    A point is a run with the interval of its examples; on the right a bar is the mean of a way's
+    runs.
+    """
+    figure, (left, right) = figures.panels(2, width=6.0, height=4.4)
+    ways = grouped(runs)
+    names = [row["task"] for row in runs[0]["rows"] if not row["target"]]
+    width = 0.8 / len(ways)
+    for number, (way, some) in enumerate(ways.items()):
+        colour = figures.COLOURS[number % len(figures.COLOURS)]
+        for run in some:
+            (x, x0, x1), (y, y0, y1) = run["loss"], run["gain"]
+            left.errorbar(x, y, [[y - y0], [y1 - y]], [[x - x0], [x1 - x]], color=colour,
+                          marker="o", markersize=5, elinewidth=0.6, capsize=2)  # fmt: skip
+        left.plot([], [], "o", color=colour, label=way)
+        kept = [statistics.mean(row["retention"] for run in some for row in run["rows"]
+                                if row["task"] == name) for name in names]  # fmt: skip
+        at = [i + (number - (len(ways) - 1) / 2) * width for i in range(len(names))]
+        right.bar(at, kept, width, color=colour, label=way)
+    left.plot(0, 0, "k+", markersize=10, label="before")
+    left.axhline(0, color="black", linewidth=0.5)
+    left.axvline(0, color="black", linewidth=0.5)
+    left.set(xlabel="mean loss elsewhere, %", ylabel="gain on summaries, %", title="Trade-off")
+    left.legend(fontsize=7, frameon=False)
+    right.axhline(100, color="black", linewidth=0.5)
+    right.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    right.set(ylabel="retention, %", title="What is left of the others")
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
