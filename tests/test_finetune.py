@@ -161,7 +161,7 @@ OVER_FEW_BITS = finetune.Method("qlora", (parts.Quantize("nf4"), parts.Lora("lay
 
 def gradient_over(method, shape, micro=1, remat="none"):
     """(sums, gradients) of the loss over a mesh, from the same parameters."""
-    c = config(remat=remat)
+    c = config(remat=remat, attention="blocks" if shape.get("seq", 1) > 1 else "reference")
     method, own, frozen = start(method, c, moved=0.02)
     mesh = runs.mesh(**shape)
     shard, rules = sharding.make_shard(mesh), sharding.RULES["zero3"]
