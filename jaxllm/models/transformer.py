@@ -274,10 +274,15 @@ class Transformer(Stack):
         return self.task(pooled_BD).astype(jnp.float32)
 
     def _pool(self, x_BTD, batch):
-        """The first or last token of a row's first document, or the mean of all, float32."""
-        real_BT = (batch["segment"] == 1) & (batch["position"] >= self.lead)
+        """The first or last token of a row's first document, or the mean of all, float32.
+
+        Places of a prefix are no tokens. A soft prompt's are none of the text, but its first vector
+        is the first token, which PEFT pools, too.
+        """
+        first = 0 if self.c.pool == "first" and self.prompt is not None else self.lead
+        real_BT = (batch["segment"] == 1) & (batch["position"] >= first)
         end_B1 = wire.largest(jnp.where(real_BT, batch["position"], 0).max(1, keepdims=True))
-        at_BT = {"first": self.lead, "last": end_B1, "mean": batch["position"]}[self.c.pool]
+        at_BT = {"first": first, "last": end_B1, "mean": batch["position"]}[self.c.pool]
         chosen_BT = (real_BT & (batch["position"] == at_BT)).astype(jnp.float32)
         total_BD = jnp.einsum("BT,BTD->BD", chosen_BT, x_BTD.astype(jnp.float32))
         total_BD, count_B = wire.sum_tokens((total_BD, chosen_BT.sum(1)))
