@@ -193,7 +193,7 @@ def test_the_summary_tells_how_the_run_ended(status, small, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_terminated_and_damaged_at_random():
-    few = ["--kills=10", "--damages=20", "--terms=5"]  # benchmarks/torture.py does more, in 20 min
+    few = ["--kills=4", "--damages=8", "--terms=2"]  # benchmarks/torture.py does more, in 20 min
     words = [sys.executable, "-m", "benchmarks.torture", *few]
     done = subprocess.run(
         words, capture_output=True, text=True, env=runs.environment(), cwd=runs.ROOT
