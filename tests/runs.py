@@ -60,12 +60,9 @@ def mesh(**sizes):
     return sharding.make_mesh(shape, jax.devices()[: math.prod(shape.values())])
 
 
-def train(config, workdir, *, devices=1, wrap=None):
-    """Trains in this process on the first `devices` devices and returns the exit status.
-
-    Args:
-        wrap: source -> source, over the source of training batches.
-    """
+@contextlib.contextmanager
+def on(devices=1, wrap=None):
+    """Runs are assembled on the first `devices` devices; `wrap`: as `train` takes it."""
     assemble, check = setup.assemble, setup.check
 
     def assemble_fewer(config, workdir):
@@ -74,11 +71,21 @@ def train(config, workdir, *, devices=1, wrap=None):
 
     setup.assemble = assemble_fewer
     setup.check = lambda config, _: check(config, devices)
-    cli.use_compile_cache(config.runtime.compile_cache)
     try:
-        return runs.train(config, workdir)
+        yield
     finally:
         setup.assemble, setup.check = assemble, check
+
+
+def train(config, workdir, *, devices=1, wrap=None):
+    """Trains in this process on the first `devices` devices and returns the exit status.
+
+    Args:
+        wrap: source -> source, over the source of training batches.
+    """
+    cli.use_compile_cache(config.runtime.compile_cache)
+    with on(devices, wrap):
+        return runs.train(config, workdir)
 
 
 class Wrapped:
