@@ -1,14 +1,14 @@
 """Fine-tunes a model in several ways with several seeds, and measures what each gains and loses.
 
     python experiments/forgetting/run.py --init=runs/smollm2 --out=runs/forgetting \
-        --data=experiments/forgetting/data [--ways=full,lora,full+replay] [--seeds=0,1,2] \
+        [--ways=full,lora,full+replay] [--seeds=0,1,2] [--rows=completion|pairs] \
         [--tasks=experiments/forgetting/tasks.json] [--results=FILE.json] [--plot=FILE.png] \
         [FIELD=VALUE …]
 
-A way is a kind of `config.finetune`, "+replay" behind it for a tenth of its rows from replay.jsonl;
-FIELD=VALUE sets `config.FIELD` of all. What is done is not done again. Prints a table, means over
-seeds with their range; --results takes in all that is known of every run, --plot draws the
-trade-off.
+Data lie where make_data.py puts them. A way is a kind of `config.finetune`, "+replay" behind it for
+a tenth of its rows from replay.jsonl; FIELD=VALUE sets `config.FIELD` of all. What is done is not
+done again. Prints a table, means over seeds with their range; --results takes in all that is known
+of every run, --plot draws the trade-off.
 """
 
 import argparse
@@ -54,7 +54,6 @@ def parse():
     )
     parser.add_argument("--init", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--data", default=HERE / "data")
     parser.add_argument("--ways", default="full,lora,full+replay")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rows", default="completion", choices=["completion", "pairs"])
@@ -63,7 +62,7 @@ def parse():
     parser.add_argument("--plot", default="")
     parser.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
     args = parser.parse_args()
-    for name in ("init", "out", "data", "tasks"):
+    for name in ("init", "out", "tasks"):
         setattr(args, name, pathlib.Path(getattr(args, name)).expanduser().absolute())
     return args
 
@@ -72,10 +71,10 @@ def one(args, way, seed):
     """Trains and scores a run, unless that is done; returns what is known of it."""
     kind, _, more = way.partition("+")
     workdir = args.out / f"{way}-{seed}"
-    arg = f"init={args.init},method={kind},rows={args.rows},path={args.data}"
+    arg = f"init={args.init},method={kind},rows={args.rows},path={HERE}/data"
     if more:
         old = "replay.jsonl" if args.rows == "completion" else "t5_mixture.jsonl"
-        arg += f",replay={args.data}/{old}"
+        arg += f",replay={HERE}/data/{old}"
     file = f"{HERE}/finetune.py:{arg}"
     fields = [f"--config.{text}" for text in (f"seed={seed}", *args.settings)]
     summary = workdir / "summary.json"
@@ -100,9 +99,11 @@ def one(args, way, seed):
 
 
 def command(name, *rest):
-    """Runs `python -m jaxllm.NAME`, its output beside ours."""
+    """Runs `python -m jaxllm.NAME`, its output beside ours; where it fails, so do we."""
     print("$ jaxllm." + name, *rest, file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", f"jaxllm.{name}", *rest], check=True, cwd=HERE.parents[1])
+    done = subprocess.run([sys.executable, "-m", f"jaxllm.{name}", *rest], cwd=HERE.parents[1])
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 def count(config):
