@@ -6,9 +6,9 @@
         [FIELD=VALUE …]
 
 Data lie where make_data.py puts them. A way is a kind of `config.finetune`, "+replay" behind it for
-a tenth of its rows from replay.jsonl; FIELD=VALUE sets `config.FIELD` of all. What is done is not
-done again. Prints a table, means over seeds with their range; --results takes in all that is known
-of every run, --plot draws the trade-off.
+a tenth of its rows from replay.jsonl; FIELD=VALUE sets `config.FIELD` of all. --results keeps all
+that is known of every run; what stands there, or lies in OUT, is not done again. Prints a table,
+means over seeds with their range; --plot draws the trade-off.
 """
 
 import argparse
@@ -36,15 +36,21 @@ COLUMNS = (
 def main():
     """Runs what is asked for, seed by seed, so that all ways have one before any has two."""
     args = parse()
-    runs = []
-    for seed in args.seeds.split(","):
-        for way in args.ways.split(","):
-            runs.append(one(args, way, int(seed)))
-            if args.results:
-                pathlib.Path(args.results).write_text(json.dumps(runs, indent=1) + "\n")
+    runs = json.loads(args.results.read_text()) if args.results.is_file() else []
+    wanted = [(way, int(seed)) for seed in args.seeds.split(",") for way in args.ways.split(",")]
+    for way, seed in wanted:
+        if not any(is_of(run, way, seed, args.settings) for run in runs):
+            runs.append(one(args, way, seed))
+            args.results.write_text(json.dumps(runs, indent=1) + "\n")
+    runs = [run for pair in wanted for run in runs if is_of(run, *pair, args.settings)]
     print(table(runs))
     if args.plot:
         draw(runs, args.plot)
+
+
+def is_of(run, way, seed, settings):
+    """Whether a run is of this way, seed and settings."""
+    return (run["way"], run["seed"], run["settings"]) == (way, seed, settings)
 
 
 def parse():
@@ -58,12 +64,14 @@ def parse():
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rows", default="completion", choices=["completion", "pairs"])
     parser.add_argument("--tasks", default=HERE / "tasks.json")
-    parser.add_argument("--results", default="")
+    parser.add_argument("--results", default="")  # OUT/results.json
     parser.add_argument("--plot", default="")
     parser.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
     args = parser.parse_args()
-    for name in ("init", "out", "tasks"):
+    args.results = args.results or f"{args.out}/results.json"
+    for name in ("init", "out", "tasks", "results"):
         setattr(args, name, pathlib.Path(getattr(args, name)).expanduser().absolute())
+    args.out.mkdir(parents=True, exist_ok=True)
     return args
 
 
