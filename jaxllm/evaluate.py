@@ -193,10 +193,7 @@ def _forgetting(f, overrides):
     known, opened = scored.read([f.before, *f.after]), scored.Models(overrides)
 
     def measured(subject, keep):
-        count = sum(len(one["tasks"]) for one in known.values())
-        scores = scored.measure(subject, wanted, known, opened, _say)
-        if sum(len(one["tasks"]) for one in known.values()) > count:
-            scored.write(keep, [subject.identity], known, None)
+        scores = scored.measure(subject, wanted, known, opened, keep, _say)
         return forgetting.Measured(subject.workdir, subject.step, subject.tokenizer, scores)
 
     before, compared = measured(first, runs[0][0].workdir), []

@@ -199,6 +199,26 @@ def test_checkpoints_are_scored_once_and_told_in_order(trained):
     assert again.stdout.index("run step 0\n  task") < again.stdout.index("run step 6\n  task")
 
 
+def test_what_was_scored_before_it_was_stopped_is_kept(tmp_path, monkeypatch):
+    asked = []
+
+    def measure(task, scorer):
+        asked.append(task.name)
+        if asked == ["a", "b"]:
+            raise KeyboardInterrupt
+        return scores([1, 2])
+
+    monkeypatch.setattr(scored.general, "measure", measure)
+    monkeypatch.setattr(scored.Models, "open", lambda *_: None)
+    tasks = [suite.Task(name, None, (), (), name) for name in "abc"]
+    subject = scored.Subject("run", 3, "identity", "tokenizer")
+    with pytest.raises(KeyboardInterrupt):
+        scored.measure(subject, tasks, {}, scored.Models(), tmp_path)
+    found = scored.measure(subject, tasks, scored.read([tmp_path]), scored.Models(), tmp_path)
+    assert asked == ["a", "b", "b", "c"] and list(found) == ["a", "b", "c"]
+    assert len(scored.read([tmp_path])["identity"]["tasks"]) == 3
+
+
 def test_a_model_made_worse_is_seen(trained):
     """Noise on the weights of the last checkpoint: less is kept, with a warning."""
     opened = reopen.open_trained(trained / "run", step="12")

@@ -88,9 +88,12 @@ def one(args, way, seed):
     summary = workdir / "summary.json"
     if not (summary.is_file() and json.loads(summary.read_text())["status"] == "done"):
         command("train", f"--config={file}", f"--workdir={workdir}", *fields)
+    # Another run knows what the model before has scored.
+    scored = [path.parent for path in sorted(args.out.glob("*/forgetting.json"))]
+    after = [workdir, *(path for path in scored if path != workdir)][:2]
     command(
-        "evaluate", f"--before={args.init}", f"--after={workdir}", f"--tasks={args.tasks}",
-        f"--target={TARGET}", f"--seed={seed}",
+        "evaluate", f"--before={args.init}", f"--after={','.join(map(str, after))}",
+        f"--tasks={args.tasks}", f"--target={TARGET}", f"--seed={seed}",
     )  # fmt: skip
     summary = json.loads(summary.read_text())
     report = json.loads((workdir / "forgetting.json").read_text())["report"]["after"][-1]

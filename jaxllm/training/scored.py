@@ -110,14 +110,17 @@ class Models:
         return self._scorer
 
 
-def measure(subject, tasks, known, opened, report=print):
+def measure(subject, tasks, known, opened, workdir, report=print):
     """Returns {task: `general.Scores`} of a checkpoint, opening it only for what is not known.
+
+    What is found is written task by task: who stops it loses one.
 
     Args:
         subject: `Subject`.
         tasks: [`suite.Task`].
         known: what `read` returned; what is new is added.
         opened: `Models`.
+        workdir: directory that the scores are written to.
         report: called with a line for each task that was run.
 
     Raises:
@@ -133,6 +136,7 @@ def measure(subject, tasks, known, opened, report=print):
             begin = time.monotonic()
             found = general.measure(task, scorer)
             place[task.digest] = _plain(found)
+            write(workdir, [subject.identity], known, None)
             left_out = f", {found.dropped} examples did not fit" if found.dropped else ""
             took = time.monotonic() - begin
             report(
