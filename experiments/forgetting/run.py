@@ -29,7 +29,7 @@ HERE = pathlib.Path(__file__).absolute().parent
 TARGET = "summaries"
 COLUMNS = (
     "way", "seeds", "trained", "validation loss", TARGET, "gain, %", "loss elsewhere, %",
-    "s a step",
+    "s a step", "GB",
 )  # fmt: skip
 
 
@@ -97,6 +97,7 @@ def one(args, way, seed):
     )  # fmt: skip
     summary = json.loads(summary.read_text())
     report = json.loads((workdir / "forgetting.json").read_text())["report"]["after"][-1]
+    speed = map(json.loads, (workdir / "speed.jsonl").read_text().splitlines())
     config, _ = cli.load_config(file, [tuple(text.split("=", 1)) for text in args.settings])
     return {
         "way": way,
@@ -104,7 +105,8 @@ def one(args, way, seed):
         "settings": args.settings,
         "trained": count(config),
         "validation_loss": summary["final"]["validation/loss"],
-        "step_s": summary["final"]["speed/step_s"],
+        "step_s": statistics.median(row["step_s"] for row in speed if row["kind"] == "speed"),
+        "memory_bytes": summary["plan"]["planned"]["compiled_bytes"],
         **{name: report[name] for name in ("rows", "gain", "loss")},
     }
 
@@ -149,7 +151,7 @@ def table(runs):
             way, str(len(some)), f"{some[0]['trained']:,}",
             mean([run["validation_loss"] for run in some], 4), mean(target, 4),
             mean([run["gain"][0] for run in some], 1), mean([run["loss"][0] for run in some], 1),
-            mean([run["step_s"] for run in some], 2),
+            mean([run["step_s"] for run in some], 2), f"{some[0]['memory_bytes'] / 1e9:.2f}",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
