@@ -10,7 +10,7 @@ replay is pairs, too. every= updates between checkpoints, for the path of a run;
 from configs import seq2seq
 from jaxllm.config import parse_arg
 
-# Found by trying three or more each, 40 updates (README.md).
+# Usual ones; which of them is best here has not been looked for.
 RATES = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3, "prompt": 3e-2, "prefix": 1e-2,
          "adapter": 2e-3, "ia3": 2e-2}  # fmt: skip
 

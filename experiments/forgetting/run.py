@@ -7,8 +7,8 @@
 
 Data lie where make_data.py puts them. A way is a kind of `config.finetune`, "+replay" behind it for
 a tenth of its rows from replay.jsonl; FIELD=VALUE sets `config.FIELD` of all. --results keeps all
-that is known of every run; what stands there, or lies in OUT, is not done again. Prints a table,
-means over seeds with their range; --plot draws the trade-off.
+that is known of every run from one --init over one --tasks; what stands there, or lies in OUT, is
+not done again. Prints a table, means over seeds with their range; --plot draws the trade-off.
 """
 
 import argparse
@@ -88,12 +88,12 @@ def one(args, way, seed):
     summary = workdir / "summary.json"
     if not (summary.is_file() and json.loads(summary.read_text())["status"] == "done"):
         command("train", f"--config={file}", f"--workdir={workdir}", *fields)
-    # Another run knows what the model before has scored.
+    # Another run knows what the model before has scored; its own report is made again, the same.
     scored = [path.parent for path in sorted(args.out.glob("*/forgetting.json"))]
     after = [workdir, *(path for path in scored if path != workdir)][:2]
     command(
         "evaluate", f"--before={args.init}", f"--after={','.join(map(str, after))}",
-        f"--tasks={args.tasks}", f"--target={TARGET}", f"--seed={seed}",
+        f"--tasks={args.tasks}", f"--target={TARGET}",
     )  # fmt: skip
     summary = json.loads(summary.read_text())
     report = json.loads((workdir / "forgetting.json").read_text())["report"]["after"][-1]
