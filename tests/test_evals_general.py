@@ -18,11 +18,13 @@ from tests.conftest import random_params, tiny_config
 
 BYTES = generate_helpers.byte_tokenizer()
 KINDS = ("decoder", "encoder_decoder")
+OTHERS = {"griffin": dict(attention_every=3, layers=3), "windows": dict(window=5, window_first=3)}
 
 
 @functools.cache
 def make(kind="decoder", scale=0.15):
-    c = tiny_config(vocab=BYTES.vocab_size, length=64, assembly=kind, layers=1)
+    fields = dict(layers=1) | (OTHERS[kind] if kind in OTHERS else dict(assembly=kind))
+    c = tiny_config(vocab=BYTES.vocab_size, length=64, **fields)
     model = models.make(c)
     return jax.jit(model.apply), Scorer(model, random_params(model, 0, scale), BYTES)
 
@@ -68,6 +70,26 @@ def test_nats_are_those_of_the_logits_in_any_company(kind):
     for one, (given, follows) in zip(found, pairs, strict=True):
         wanted = by_hand(apply, scorer, given, follows)
         np.testing.assert_allclose(one, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", (*KINDS, *OTHERS))
+def test_options_behind_what_is_read_once_have_the_nats_of_whole_rows(kind):
+    """Of any number and length, in any company; also where the rows' beginnings differ."""
+    apply, scorer = make(kind)
+    rng = np.random.default_rng(3)
+    groups = [
+        [scorer.split(given, "".join(rng.choice(list("abcd "), n))) for n in rng.integers(1, 12, m)]
+        for given, m in zip([*texts(9), ""], rng.integers(1, 6, 10), strict=True)
+        if given or not scorer.reads
+    ]
+    if not scorer.reads:  # as where a token is of both, and where nothing is alike
+        groups.append([([5, 6, 7], [8, 9]), ([5, 6], [9]), ([5, 6, 7], [8])])
+        groups.append([([5], [8, 9]), ([6], [9])])
+    found = scorer.nats_of_options(groups)
+    for one, group in zip(found, groups, strict=True):
+        assert len(one) == len(group)
+        for nats, (given, follows) in zip(one, group, strict=True):
+            np.testing.assert_allclose(nats, by_hand(apply, scorer, given, follows), atol=1e-4)
 
 
 def test_a_text_is_cut_where_it_is_and_not_where_tokens_would_be():

@@ -149,19 +149,16 @@ def _choice(task, scorer):
         for option in example["options"]
     )
     prompts, dropped = _prompts(task, scorer, longest)
-    pairs, sizes = [], []
+    groups = []
     for prompt, example in zip(prompts, task.examples, strict=True):
         space = "" if scorer.reads or prompt[-1:].isspace() or not prompt else " "
-        for option in example["options"]:
-            pairs.append(scorer.split(prompt, space + option))
-            sizes.append(len(option.encode()))
-    nats = np.array([found.sum() for found in scorer.nats(pairs)])
-    by_bytes, right, right_by_bytes, at = nats / np.array(sizes), [], [], 0
-    for example in task.examples:
-        here = slice(at, at + len(example["options"]))
-        right.append(np.argmin(nats[here]) == example["answer"])
-        right_by_bytes.append(np.argmin(by_bytes[here]) == example["answer"])
-        at = here.stop
+        groups.append([scorer.split(prompt, space + option) for option in example["options"]])
+    right, right_by_bytes = [], []
+    for found, example in zip(scorer.nats_of_options(groups), task.examples, strict=True):
+        nats = np.array([each.sum() for each in found])
+        sizes = [len(option.encode()) for option in example["options"]]
+        right.append(np.argmin(nats) == example["answer"])
+        right_by_bytes.append(np.argmin(nats / sizes) == example["answer"])
     one = np.ones(len(right))
     return {
         "sums": {"accuracy": (right, one), "accuracy_by_bytes": (right_by_bytes, one)},

@@ -13,6 +13,8 @@ from jaxllm.objectives import lm
 
 SHORTEST = 16  # tokens that a row is padded to, at least
 ROWS_TOKENS = 4_096  # of a batch, padding included; a row that is longer stands alone
+OPTION = 4  # tokens that an option is padded to, at least
+OPTIONS_TOKENS = 1_024  # of a batch of options: each has logits of the whole vocabulary
 SLOTS = 16  # prompts that are gone on from at once
 
 
@@ -55,6 +57,8 @@ class Scorer:
         self._begin = [tokenizer.bos] if begin and tokenizer.bos >= 0 else []
         self.first = generate.encode(tokenizer, "")
         self._run = jax.jit(_make_run(scored or model))
+        self._read = jax.jit(self._read_prompts, static_argnums=2)
+        self._option = jax.jit(self._score_option)
 
     def take(self, params):
         """Takes other parameters of the same model; programs that were compiled stay.
@@ -151,6 +155,80 @@ class Scorer:
                     found[i] = nats_BT[row, last - n : last].astype(np.float64)
         return found
 
+    def nats_of_options(self, groups):
+        """Returns `nats` of groups of pairs, each group's alike beginning read once for all.
+
+        Args:
+            groups: [[(ids given, at least one; ids that follow, at least one)]]; for an
+                encoder-decoder one input a group.
+
+        Returns:
+            [[float64[ids that follow]]].
+        """
+        cut, shapes = [], []
+        for group in groups:
+            n = len(group[0][0]) if self.reads else _alike([given for given, _ in group])
+            rest = [follows if self.reads else [*given, *follows][n:] for given, follows in group]
+            cut.append((group[0][0][:n], rest))
+            room = self._engine.decoder.positions or n
+            size = max(min(bucket(n, SHORTEST), room), n)
+            shapes.append((size if n else 0, bucket(max(map(len, rest)), OPTION)))
+        found = [None] * len(groups)
+        for size, width in sorted(set(shapes)):
+            alike = [i for i, other in enumerate(shapes) if other == (size, width)]
+            if not size:  # nothing that could be read once
+                for i in alike:
+                    found[i] = self.nats(groups[i])
+                continue
+            rows = 1
+            most = min(ROWS_TOKENS // size, OPTIONS_TOKENS // width)
+            while rows < len(alike) and 2 * rows <= most:
+                rows *= 2
+            for first in range(0, len(alike), rows):
+                some = alike[first : first + rows]
+                scored = self._group([cut[i] for i in some], size, width, rows)
+                for i, each in zip(some, scored, strict=True):
+                    found[i] = [
+                        nats[: len(rest)][-len(follows) :]
+                        for nats, rest, (_, follows) in zip(each, cut[i][1], groups[i], strict=True)
+                    ]
+        return found
+
+    def _group(self, cut, size, width, rows):
+        """[[float64[width] of each option] of each group], some groups' prompts read together."""
+        prompts = [begin for begin, _ in cut]
+        batch = generate.pad(prompts + [[]] * (rows - len(cut)), size)
+        del batch["position"]
+        first, cache = self._read(self._engine.weights, batch, width)
+        found = [[] for _ in cut]
+        scored = []
+        for number in range(max(len(rest) for _, rest in cut)):
+            has = [i for i, (_, rest) in enumerate(cut) if number < len(rest)]
+            rest = [rest[number] if number < len(rest) else [] for _, rest in cut]
+            rest += [[]] * (rows - len(cut))
+            batch = generate.pad([one[:-1] for one in rest], width)
+            del batch["position"]
+            batch["targets"] = generate.pad(rest, width)["tokens"]
+            scored.append((has, self._option(self._engine.weights, first, cache, batch)))
+        for has, nats_BW in scored:
+            nats_BW = np.asarray(nats_BW).astype(np.float64)
+            for i in has:
+                found[i].append(nats_BW[i])
+        return found
+
+    def _read_prompts(self, weights, batch, width):
+        decoder = self._engine.decoder
+        length = decoder.row(batch["tokens"].shape[1]) + width
+        return decoder.read(weights, batch, length)[:2]
+
+    def _score_option(self, weights, first_B1V, cache, batch):
+        """float32[B, W], nats of the targets, of which the first stands behind what was read."""
+        rest = {name: batch[name] for name in ("tokens", "segment")}
+        next_BWV, _ = self._engine.decoder.extend(weights, rest, cache)
+        logits_BWV = jnp.concatenate([first_B1V, next_BWV[:, :-1]], axis=1).astype(jnp.float32)
+        chosen_BW = jnp.take_along_axis(logits_BWV, batch["targets"][..., None], axis=2)[..., 0]
+        return jax.nn.logsumexp(logits_BWV, axis=2) - chosen_BW
+
     def _row(self, given, follows):
         """(tokens of a row, an encoder's inputs, targets)."""
         if self.reads:
@@ -173,6 +251,12 @@ class Scorer:
 def _power(n):
     """The power of two that a row of n tokens is padded to: few programs for many lengths."""
     return max(1 << (n - 1).bit_length(), SHORTEST) if n else SHORTEST
+
+
+def _alike(rows):
+    """How many ids all rows begin with."""
+    n = min(map(len, rows))
+    return next((i for i in range(n) if any(row[i] != rows[0][i] for row in rows)), n)
 
 
 def _make_run(model):
