@@ -5,10 +5,11 @@
         [--tasks=experiments/forgetting/tasks.json] [--results=FILE.json] [--plot=FILE.png] \
         [FIELD=VALUE …]
 
-Data lie where make_data.py puts them. A way is a kind of `config.finetune`, "+replay" behind it for
-a tenth of its rows from replay.jsonl; FIELD=VALUE sets `config.FIELD` of all. --results keeps all
-that is known of every run from one --init over one --tasks; what stands there, or lies in OUT, is
-not done again. Prints a table, means over seeds with their range; --plot draws the trade-off.
+Data lie where make_data.py puts them. A way is a kind of `config.finetune`, "@RATE" behind it for
+another learning rate than the usual one, "+replay" for a tenth of its rows from replay.jsonl;
+FIELD=VALUE sets `config.FIELD` of all. --results keeps all that is known of every run from one
+--init over one --tasks; what stands there, or lies in OUT, is not done again. Prints a table, means
+over seeds with their range; --plot draws the trade-off.
 """
 
 import argparse
@@ -78,13 +79,15 @@ def parse():
 def one(args, way, seed):
     """Trains and scores a run, unless that is done; returns what is known of it."""
     kind, _, more = way.partition("+")
-    workdir = args.out / f"{way}-{seed}"
+    kind, _, rate = kind.partition("@")
+    settings = [*args.settings, *([f"schedule.lr={rate}"] if rate else [])]
+    workdir = args.out / "-".join([way, str(seed), *args.settings])
     arg = f"init={args.init},method={kind},rows={args.rows},path={HERE}/data"
     if more:
         old = "replay.jsonl" if args.rows == "completion" else "t5_mixture.jsonl"
         arg += f",replay={HERE}/data/{old}"
     file = f"{HERE}/finetune.py:{arg}"
-    fields = [f"--config.{text}" for text in (f"seed={seed}", *args.settings)]
+    fields = [f"--config.{text}" for text in (f"seed={seed}", *settings)]
     summary = workdir / "summary.json"
     if not (summary.is_file() and json.loads(summary.read_text())["status"] == "done"):
         command("train", f"--config={file}", f"--workdir={workdir}", *fields)
@@ -98,7 +101,7 @@ def one(args, way, seed):
     summary = json.loads(summary.read_text())
     report = json.loads((workdir / "forgetting.json").read_text())["report"]["after"][-1]
     speed = map(json.loads, (workdir / "speed.jsonl").read_text().splitlines())
-    config, _ = cli.load_config(file, [tuple(text.split("=", 1)) for text in args.settings])
+    config, _ = cli.load_config(file, [tuple(text.split("=", 1)) for text in settings])
     return {
         "way": way,
         "seed": seed,
@@ -112,11 +115,22 @@ def one(args, way, seed):
 
 
 def command(name, *rest):
-    """Runs `python -m jaxllm.NAME`, its output beside ours; where it fails, so do we."""
+    """Runs `python -m jaxllm.NAME`, its output to stderr; where it fails, so do we.
+
+    Ctrl-C reaches it, too: it is left the time to write what it has.
+    """
     print("$ jaxllm." + name, *rest, file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", f"jaxllm.{name}", *rest], cwd=HERE.parents[1])
-    if done.returncode:
-        sys.exit(done.returncode)
+    words = [sys.executable, "-m", f"jaxllm.{name}", *rest]
+    child, stopped = subprocess.Popen(words, cwd=HERE.parents[1], stdout=sys.stderr), False
+    while child.returncode is None:
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            stopped = True
+    if stopped:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+    if stopped or child.returncode:
+        sys.exit(130 if stopped else child.returncode)
 
 
 def count(config):
@@ -135,7 +149,9 @@ def grouped(runs):
 
 
 def mean(values, digits):
-    """A mean as text, with the range of what it is of."""
+    """A mean as text, with the range of what it is of; a dash for parts of nothing."""
+    if None in values:
+        return "-"
     text = f"{statistics.mean(values):.{digits}f}"
     if len(values) > 1:
         text += f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
@@ -150,7 +166,7 @@ def table(runs):
         cells = (
             way, str(len(some)), f"{some[0]['trained']:,}",
             mean([run["validation_loss"] for run in some], 4), mean(target, 4),
-            mean([run["gain"][0] for run in some], 1), mean([run["loss"][0] for run in some], 1),
+            *(mean([run[name] and run[name][0] for run in some], 1) for name in ("gain", "loss")),
             mean([run["step_s"] for run in some], 2), f"{some[0]['memory_bytes'] / 1e9:.2f}",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
@@ -160,8 +176,8 @@ def table(runs):
 def draw(runs, file):
     """Draws gain on the target against loss elsewhere, and what each task kept.
 
-    A point is a run with the interval of its examples; on the right a bar is the mean of a way's
-    runs.
+    A point is a run with the interval of its examples, where the score before was not nothing; on
+    the right a bar is the mean of a way's runs.
     """
     figure, (left, right) = figures.panels(2, width=6.0, height=4.4)
     ways = grouped(runs)
@@ -169,12 +185,12 @@ def draw(runs, file):
     width = 0.8 / len(ways)
     for number, (way, some) in enumerate(ways.items()):
         colour = figures.COLOURS[number % len(figures.COLOURS)]
-        for run in some:
+        for run in (run for run in some if run["gain"] and run["loss"]):
             (x, x0, x1), (y, y0, y1) = run["loss"], run["gain"]
             left.errorbar(x, y, [[y - y0], [y1 - y]], [[x - x0], [x1 - x]], color=colour,
                           marker="o", markersize=5, elinewidth=0.6, capsize=2)  # fmt: skip
         left.plot([], [], "o", color=colour, label=way)
-        kept = [statistics.mean(row["retention"] for run in some for row in run["rows"]
+        kept = [statistics.mean(row["retention"] or math.nan for run in some for row in run["rows"]
                                 if row["task"] == name) for name in names]  # fmt: skip
         at = [i + (number - (len(ways) - 1) / 2) * width for i in range(len(names))]
         right.bar(at, kept, width, color=colour, label=way)
