@@ -58,7 +58,7 @@ class Scorer:
         self.first = generate.encode(tokenizer, "")
         self._run = jax.jit(_make_run(scored or model))
         self._read = jax.jit(self._read_prompts, static_argnums=2)
-        self._option = jax.jit(self._score_option)
+        self._option = jax.jit(self._nats_of_option)
 
     def take(self, params):
         """Takes other parameters of the same model; programs that were compiled stay.
@@ -141,18 +141,12 @@ class Scorer:
         rows = [self._row(given, follows) for given, follows in pairs]
         shapes = [tuple(_power(len(side)) for side in row[:2]) for row in rows]
         found = [None] * len(rows)
-        for shape in sorted(set(shapes)):
-            alike = [i for i, other in enumerate(shapes) if other == shape]
-            size = 1
-            while size < len(alike) and 2 * size * max(shape) <= ROWS_TOKENS:
-                size *= 2
-            for first in range(0, len(alike), size):
-                some = alike[first : first + size]
-                nats_BT = self._score([rows[i] for i in some], shape, size)
-                for row, i in enumerate(some):
-                    n = len(pairs[i][1])
-                    last = len(rows[i][0])
-                    found[i] = nats_BT[row, last - n : last].astype(np.float64)
+        for shape, size, some in _together(shapes, lambda shape: ROWS_TOKENS // max(shape)):
+            nats_BT = self._score([rows[i] for i in some], shape, size)
+            for row, i in enumerate(some):
+                n = len(pairs[i][1])
+                last = len(rows[i][0])
+                found[i] = nats_BT[row, last - n : last].astype(np.float64)
         return found
 
     def nats_of_options(self, groups):
@@ -165,63 +159,61 @@ class Scorer:
         Returns:
             [[float64[ids that follow]]].
         """
-        cut, shapes = [], []
-        for group in groups:
-            n = len(group[0][0]) if self.reads else _alike([given for given, _ in group])
-            rest = [follows if self.reads else [*given, *follows][n:] for given, follows in group]
-            cut.append((group[0][0][:n], rest))
-            room = self._engine.decoder.positions or n
-            size = max(min(bucket(n, SHORTEST), room), n)
-            shapes.append((size if n else 0, bucket(max(map(len, rest)), OPTION)))
+        cut = [self._cut(group) for group in groups]
+        shapes = [self._size(begin, rest) for begin, rest in cut]
         found = [None] * len(groups)
-        for size, width in sorted(set(shapes)):
-            alike = [i for i, other in enumerate(shapes) if other == (size, width)]
+
+        def most(shape):
+            return min(ROWS_TOKENS // max(shape[0], 1), OPTIONS_TOKENS // shape[1])
+
+        for (size, width), rows, some in _together(shapes, most):
             if not size:  # nothing that could be read once
-                for i in alike:
+                for i in some:
                     found[i] = self.nats(groups[i])
                 continue
-            rows = 1
-            most = min(ROWS_TOKENS // size, OPTIONS_TOKENS // width)
-            while rows < len(alike) and 2 * rows <= most:
-                rows *= 2
-            for first in range(0, len(alike), rows):
-                some = alike[first : first + rows]
-                scored = self._group([cut[i] for i in some], size, width, rows)
-                for i, each in zip(some, scored, strict=True):
-                    found[i] = [
-                        nats[: len(rest)][-len(follows) :]
-                        for nats, rest, (_, follows) in zip(each, cut[i][1], groups[i], strict=True)
-                    ]
+            scored = self._score_options([cut[i] for i in some], size, width, rows)
+            for i, each in zip(some, scored, strict=True):
+                found[i] = [
+                    nats[: len(rest)][-len(follows) :]
+                    for nats, rest, (_, follows) in zip(each, cut[i][1], groups[i], strict=True)
+                ]
         return found
 
-    def _group(self, cut, size, width, rows):
+    def _cut(self, group):
+        """(what is read once for a group, [what stands behind it])."""
+        if self.reads:
+            return group[0][0], [follows for _, follows in group]
+        n = _alike([given for given, _ in group])
+        return group[0][0][:n], [[*given, *follows][n:] for given, follows in group]
+
+    def _size(self, begin, rest):
+        """Tokens that a prompt and the options behind it are padded to; 0 for no prompt."""
+        n = len(begin)
+        size = max(min(bucket(n, SHORTEST), self._engine.decoder.positions or n), n) if n else 0
+        return size, bucket(max(map(len, rest)), OPTION)
+
+    def _score_options(self, cut, size, width, rows):
         """[[float64[width] of each option] of each group], some groups' prompts read together."""
-        prompts = [begin for begin, _ in cut]
-        batch = generate.pad(prompts + [[]] * (rows - len(cut)), size)
+        more = [[]] * (rows - len(cut))
+        batch = generate.pad([begin for begin, _ in cut] + more, size)
         del batch["position"]
-        first, cache = self._read(self._engine.weights, batch, width)
-        found = [[] for _ in cut]
-        scored = []
+        weights, scored = self._engine.weights, []
+        first, cache = self._read(weights, batch, width)
         for number in range(max(len(rest) for _, rest in cut)):
-            has = [i for i, (_, rest) in enumerate(cut) if number < len(rest)]
-            rest = [rest[number] if number < len(rest) else [] for _, rest in cut]
-            rest += [[]] * (rows - len(cut))
+            rest = [rest[number] if number < len(rest) else [] for _, rest in cut] + more
             batch = generate.pad([one[:-1] for one in rest], width)
-            del batch["position"]
             batch["targets"] = generate.pad(rest, width)["tokens"]
-            scored.append((has, self._option(self._engine.weights, first, cache, batch)))
-        for has, nats_BW in scored:
-            nats_BW = np.asarray(nats_BW).astype(np.float64)
-            for i in has:
-                found[i].append(nats_BW[i])
-        return found
+            del batch["position"]
+            scored.append(self._option(weights, first, cache, batch))
+        scored = [np.asarray(nats_BW).astype(np.float64) for nats_BW in scored]
+        return [[scored[n][i] for n in range(len(rest))] for i, (_, rest) in enumerate(cut)]
 
     def _read_prompts(self, weights, batch, width):
         decoder = self._engine.decoder
         length = decoder.row(batch["tokens"].shape[1]) + width
         return decoder.read(weights, batch, length)[:2]
 
-    def _score_option(self, weights, first_B1V, cache, batch):
+    def _nats_of_option(self, weights, first_B1V, cache, batch):
         """float32[B, W], nats of the targets, of which the first stands behind what was read."""
         rest = {name: batch[name] for name in ("tokens", "segment")}
         next_BWV, _ = self._engine.decoder.extend(weights, rest, cache)
@@ -251,6 +243,17 @@ class Scorer:
 def _power(n):
     """The power of two that a row of n tokens is padded to: few programs for many lengths."""
     return max(1 << (n - 1).bit_length(), SHORTEST) if n else SHORTEST
+
+
+def _together(shapes, most):
+    """Yields (shape, rows of a batch, [numbers]) of what has one shape; `most`: shape -> rows."""
+    for shape in sorted(set(shapes)):
+        alike = [i for i, other in enumerate(shapes) if other == shape]
+        rows = 1
+        while rows < len(alike) and 2 * rows <= most(shape):
+            rows *= 2
+        for first in range(0, len(alike), rows):
+            yield shape, rows, alike[first : first + rows]
 
 
 def _alike(rows):
