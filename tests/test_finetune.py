@@ -25,6 +25,7 @@ KINDS = {
     "pissa": dict(kind="lora", rank=4, start="pissa"),
     "rslora": dict(kind="lora", rank=4, rslora=True, targets="attn/(q|v)$"),
     "qlora": dict(kind="qlora", rank=4),
+    "loftq": dict(kind="qlora", rank=4, start="loftq"),
     "int8": dict(kind="qlora", rank=4, base="int8"),
     "houlsby": dict(kind="adapter", width=8),
     "pfeiffer": dict(kind="adapter", width=8, style="pfeiffer"),
@@ -104,7 +105,7 @@ def test_at_the_start_the_model_is_the_base(kind):
         np.testing.assert_allclose(found, want, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "pissa", "qlora", "ia3"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "pissa", "qlora", "loftq", "ia3"])
 def test_merged_computes_what_unmerged_does(kind):
     c = config(qkv_bias=True)
     method, own, frozen = start(kind, c, moved=0.05)
@@ -114,6 +115,27 @@ def test_merged_computes_what_unmerged_does(kind):
     assert float(jnp.abs(want - logits(*first(kind, c), batch())).max()) > 1e-2
 
     np.testing.assert_allclose(found, want, atol=1e-4)
+
+
+def test_loftq_takes_back_the_largest_part_of_what_few_bits_lose():
+    """What is left are the singular values past the rank: no other pair of A and B leaves less."""
+    c = config()
+    method, own, frozen = start("loftq", c)
+    merged = finetune.merge(method, c, {**own, **frozen})
+    plain, held, few = start("qlora", c)
+    rounded = finetune.merge(plain, c, {**held, **few})
+    for path in ("layers/attn/q/w", "layers/mlp/down/w"):
+        before = np.float64(base(c)[path] - rounded[path]).reshape(c.layers, -1, c.width)
+        after = np.float64(base(c)[path] - merged[path]).reshape(before.shape)
+        lost = np.linalg.svd(before, compute_uv=False)
+        left = np.linalg.norm(after, axis=(1, 2))
+        np.testing.assert_allclose(left, np.linalg.norm(lost[:, 4:], axis=1), rtol=1e-4)
+        assert (left < np.linalg.norm(lost, axis=1)).all() and (left > 0).all()
+
+
+def test_loftq_is_for_few_bits():
+    with pytest.raises(ConfigError, match="kind=qlora"):
+        make(finetune.METHODS, dict(kind="lora", start="loftq"), "finetune")
 
 
 def by_hand(kind, c):
@@ -126,6 +148,7 @@ def by_hand(kind, c):
         "lora": low_rank,
         "pissa": low_rank,
         "qlora": low_rank,
+        "loftq": low_rank,
         "dora": low_rank + L * sum(o for _, o in every),
         "rslora": L * R * (D + N * H + D + K * H),
         "houlsby": L * 2 * (D * 8 + 8 + 8 * D + D),

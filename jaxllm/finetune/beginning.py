@@ -24,10 +24,12 @@ def begin(method, c, base, drawn, ids=()):
     """
     found = {path: drawn[path] for path in methods.added(method, c)}
     lora = _part(method, parts.Lora)
-    if lora and method.start == "pissa":
+    if lora and method.start in ("pissa", "loftq"):
+        few = freeze(method, c, base, {}, c.dtype) if method.start == "loftq" else {}
         for path in _loras(found):
-            a = found[f"{path}/lora/a"]
-            a, b = principal(base[f"{path}/w"], a, forms(c)[path], lora.scale)
+            a, w = found[f"{path}/lora/a"], base[f"{path}/w"]
+            w = w - _read(method, c, path, few) if few else w
+            a, b = principal(w, a, forms(c)[path], lora.scale)
             found |= {f"{path}/lora/a": a, f"{path}/lora/b": b}
     if lora and lora.magnitude:
         frozen = freeze(method, c, base, found, c.dtype)

@@ -20,7 +20,7 @@ class Method:
         parts: rewrites, of `parts`, in order.
         freeze: regular expression of the paths that a method which trains all leaves as they are.
         lead: places at the start of every document that it takes.
-        start: how what is put in starts: "" as the parts do, "pissa", or a text of a prompt.
+        start: how what is put in starts: "" as the parts do; pissa, loftq; or the text of a prompt.
         lr_scales: ((regular expression, factor of the learning rate), …).
     """
 

@@ -6,7 +6,7 @@ from jaxllm.finetune.method import Method
 from jaxllm.models.layers import ACTIVATIONS
 from jaxllm.models.quantized import FORMATS
 
-STARTS = ("zero", "pissa")
+STARTS = ("zero", "pissa", "loftq")
 
 
 def full(*, freeze=""):
@@ -42,8 +42,9 @@ def lora(
         dora: whether the length of each output's weights is trained apart (arXiv:2402.09353).
         b_lr: factor of the second matrix's learning rate (LoRA+, Hayou et al. 2024,
             arXiv:2402.12354, where it is 16).
-        start: "zero"; or "pissa": the largest singular vectors of each weight, and the rest of it
-            is what stays frozen (Meng et al. 2024, arXiv:2404.02948).
+        start: "zero"; "pissa": the largest singular vectors of each weight, and the rest of it is
+            what stays frozen (Meng et al. 2024, arXiv:2404.02948); or "loftq": those of what few
+            bits lose of it (Li et al. 2023, arXiv:2310.08659, one round of theirs).
         base: the frozen weights of layers in few bits: nf4, int4 or int8; "": as computed with.
 
     Raises:
@@ -80,11 +81,16 @@ def _low_rank(kind, rank, alpha, targets, dropout, rslora, dora, b_lr, start, ba
     _check(b_lr > 0, "b_lr", b_lr, "positive", 16)
     _check(start in STARTS, "start", start, f"one of {', '.join(STARTS)}", "pissa")
     _check(not base or base in FORMATS, "base", base, f"one of {', '.join(FORMATS)}, or ''", "nf4")
+    if start == "loftq" and not base:
+        raise ConfigError(
+            "config.finetune.start='loftq' makes up for what few bits lose, and weights that are "
+            "kept as they are lose nothing.\n  Try --config.finetune.kind=qlora."
+        )
     scale = alpha / (rank**0.5 if rslora else rank)
     rewrites = (parts.Lora(targets, rank, scale, dropout, dora),)
     rewrites = (parts.Quantize(base), *rewrites) if base else rewrites
     scales = () if b_lr == 1 else ((r"/lora/b$", b_lr),)
-    return Method(kind, rewrites, start="pissa" * (start == "pissa"), lr_scales=scales)
+    return Method(kind, rewrites, start="" if start == "zero" else start, lr_scales=scales)
 
 
 def prompt(*, tokens=20, text=""):
