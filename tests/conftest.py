@@ -48,7 +48,7 @@ def ragged_batch(rows=4, length=16, vocab=65, seed=0, documents=2):
 def random_params(model, seed=0, scale=0.15):
     """Parameters drawn by NumPy, norms and biases included, without compiling `model.init`."""
     rng = np.random.default_rng(seed)
-    infos = models.abstract_params(model.config)
+    infos = model.infos
     return trees.unflatten(
         {path: np.float32(scale * rng.normal(size=info.shape)) for path, info in infos.items()}
     )

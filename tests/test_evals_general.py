@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import models, tokenizers
+from jaxllm import finetune, models, tokenizers
 from jaxllm.config import ConfigError
 from jaxllm.evals import general, suite
 from jaxllm.evals.scorer import Scorer
@@ -19,13 +19,19 @@ from tests.conftest import random_params, tiny_config
 BYTES = generate_helpers.byte_tokenizer()
 KINDS = ("decoder", "encoder_decoder")
 OTHERS = {"griffin": dict(attention_every=3, layers=3), "windows": dict(window=5, window_first=3)}
+LED = {
+    f"{kind} with a {part}": (kind, finetune.METHODS[part](tokens=3).rewrite)
+    for kind in KINDS
+    for part in ("prompt", "prefix")
+}
 
 
 @functools.cache
 def make(kind="decoder", scale=0.15):
+    kind, rewrite = LED.get(kind, (kind, None))
     fields = dict(layers=1) | (OTHERS[kind] if kind in OTHERS else dict(assembly=kind))
     c = tiny_config(vocab=BYTES.vocab_size, length=64, **fields)
-    model = models.make(c)
+    model = models.make(c, rewrite=rewrite)
     return jax.jit(model.apply), Scorer(model, random_params(model, 0, scale), BYTES)
 
 
@@ -50,19 +56,20 @@ def greedy(apply, scorer, given, count):
 
 def logps(apply, scorer, given, follows):
     """Log-probabilities of all ids where each of those that follow stands, [follows, V]."""
-    whole = [*given, *follows]
+    places = [0] * scorer._model.lead  # of a soft prompt or a prefix
+    whole = [*places, *given, *follows]
     batch = generate.pad([whole[:-1]], 64)
     last = len(whole) - 1
     if scorer.reads:
         row, last = generate.pad([[max(BYTES.pad, 0), *follows[:-1]]], 64), len(follows)
-        side = generate.pad([given], 64)
+        side = generate.pad([[*places, *given]], 64)
         batch = row | {"inputs": side["tokens"], "inputs_segment": side["segment"]}
     logits = np.float64(apply(scorer._params, batch)[0])
     logp = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     return logp[last - len(follows) : last]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", (*KINDS, *LED))
 def test_nats_are_those_of_the_logits_in_any_company(kind):
     apply, scorer = make(kind)
     pairs = [scorer.split(a, b) for a, b in zip(texts(), texts(seed=1), strict=True)]
@@ -72,7 +79,7 @@ def test_nats_are_those_of_the_logits_in_any_company(kind):
         np.testing.assert_allclose(one, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", (*KINDS, *OTHERS))
+@pytest.mark.parametrize("kind", (*KINDS, *OTHERS, *LED))
 def test_options_behind_what_is_read_once_have_the_nats_of_whole_rows(kind):
     """Of any number and length, in any company; also where the rows' beginnings differ."""
     apply, scorer = make(kind)
@@ -169,7 +176,7 @@ def test_a_choice_is_the_likeliest_answer(tmp_path):
     assert found.dropped > 0  # two examples are too long for 64 tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", (*KINDS, *LED))
 def test_what_is_written_is_the_greedy_continuation(kind, tmp_path):
     apply, scorer = make(kind, scale=0.5)
     rows = [{"input": one, "output": ["x", "y"]} for one in texts(5)]

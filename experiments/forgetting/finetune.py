@@ -11,7 +11,7 @@ from configs import seq2seq
 from jaxllm.config import parse_arg
 
 # Usual ones; which of them is best here has not been looked for.
-RATES = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3, "prompt": 1e-1, "prefix": 1e-2,
+RATES = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3, "prompt": 1e-1, "prefix": 1e-1,
          "adapter": 2e-3, "ia3": 6e-2}  # fmt: skip
 
 

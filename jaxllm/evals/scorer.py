@@ -73,11 +73,12 @@ class Scorer:
     def room(self, length):
         """Tokens of a row, of `length` that are asked for: no more than the model was made for.
 
-        Relative positions of an encoder-decoder have no end.
+        Relative positions of an encoder-decoder have no end. A soft prompt or a prefix has places
+        in a row, of which these are what is left.
         """
         c = self._model.config
         endless = self.reads and c.position != "learned"
-        return length if endless else min(length, c.positions)
+        return length if endless else min(length, c.positions - self._model.lead)
 
     def prompt(self, text):
         """Token ids of a prompt as the model reads it."""
@@ -222,7 +223,8 @@ class Scorer:
         return jax.nn.logsumexp(logits_BWV, axis=2) - chosen_BW
 
     def _row(self, given, follows):
-        """(tokens of a row, an encoder's inputs, targets)."""
+        """(tokens of a row, an encoder's inputs, targets), with places before what is given."""
+        given = [*[0] * self._model.lead, *given]
         if self.reads:
             return [self._start, *follows[:-1]], given, follows
         whole = [*given, *follows]

@@ -177,7 +177,8 @@ class _Run:
         self.room = bucket(min(longest, GROWS), SMALLEST)
         self.inputs = 0  # tokens that there is room for, of an encoder's
         if engine.decoder.start >= 0:
-            self.inputs = max(map(self.padded, range(len(requests))), default=1)
+            self.inputs = engine.decoder.lead
+            self.inputs += max(map(self.padded, range(len(requests))), default=1)
         self.state = engine._empty(self.room, self.inputs)
 
     def begins(self, request):
