@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import models, trees
+from jaxllm import trees
 from jaxllm.models.config import resolve
 
 TINY = dict(layers=2, width=32, heads=4, kv_heads=2, mlp_width=64)
