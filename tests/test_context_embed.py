@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import models, tokenizers
+from jaxllm import finetune, models, tokenizers, trees
 from jaxllm.config import ConfigError
 from jaxllm.context import index
 from jaxllm.context.embed import Embedder
@@ -24,15 +24,21 @@ needs_weights = pytest.mark.skipif(
 )
 
 
-def tiny(length=32, seed=0, **fields):
-    """A tiny `Embedder` of bytes."""
+def tiny(length=32, seed=0, prompt="", **fields):
+    """A tiny `Embedder` of bytes; with a soft prompt that is the embeddings of a text."""
     tokenizer = tokenizers.make({"kind": "byte"}, lambda: iter([]))
     section = dict(family="bert", size="", layers=2, width=32, heads=2, mlp_width=48)
     section |= dict(task="embed", pool="mean", lm_head=False, tied=True, head_bias=False)
     section |= dict(head_transform=False) | fields
     c = model_config(section, vocab=tokenizer.vocab_size, length=length)
-    model = models.make(models.for_platform(c, "cpu", length))
-    return Embedder(model, model.init(jax.random.key(seed)), tokenizer)
+    c = models.for_platform(c, "cpu", length)
+    params = models.make(c).init(jax.random.key(seed))
+    if not prompt:
+        return Embedder(models.make(c), params, tokenizer)
+    method = finetune.METHODS["prompt"](tokens=len(prompt))
+    table = {"prompt/table": params["embed"][tokenizer.encode(prompt)]}
+    both = trees.unflatten({**trees.flatten(params), **table})
+    return Embedder(models.make(c, rewrite=method.rewrite), both, tokenizer)
 
 
 minilm = functools.cache(embed_helpers.minilm)
@@ -78,6 +84,16 @@ def test_what_is_longer_than_the_model_reads_is_cut_and_counted():
     np.testing.assert_array_equal(embed([long]), embed([long[: embed.room]]))
     assert embed.cut == 1
     assert tiny(length=40).room == embed.room + 8
+
+
+def test_a_soft_prompt_stands_before_each_text_as_its_words_would():
+    texts = ["a" * n for n in (3, 25, 17, 1)]
+    found = tiny(prompt="say", pool="last")(texts)
+    plain = tiny(pool="last")
+    rows = [np.concatenate([plain.tokenizer.encode("say"), plain._row(text)]) for text in texts]
+    wanted = [plain._run(plain._params, row[None], np.array([len(row)]))[0] for row in rows]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert tiny(prompt="say").room == tiny().room - 3
 
 
 def test_its_name_is_another_one_for_other_weights():

@@ -25,6 +25,8 @@ from jaxllm.corpus import (
 )
 from jaxllm.corpus.documents import Document
 from jaxllm.data import Source, shards
+from jaxllm.evals.scorer import Scorer
+from jaxllm.training import reopen
 from tests import corpus_helpers as made
 from tests import runs
 
@@ -331,5 +333,14 @@ def test_a_prepared_corpus_trains_and_its_model_filters(tmp_path):
     most = (max(easy) + min(other)) / 2
     reasons = quality.perplexity(quality.Batch([*texts, *hard]), **rule, most=most)
     assert reasons == [""] * 3 + ["perplexity too high"] * 3
+    # A soft prompt stands before each text, as the words would that it is made of.
+    tuned = {"init_from": tmp_path / "run", "finetune.kind": "prompt", "finetune.text": "so: "}
+    tuned |= {"finetune.tokens": 4, "schedule.lr": 1e-9, "steps": 2, "validate.every": 0}
+    assert runs.train(runs.config(fields | tuned), tmp_path / "tuned") == 0
+    found = perplexity.of_texts(str(tmp_path / "tuned"), "latest", [text[:9] for text in texts])
+    base = reopen.open_trained(tmp_path / "run")
+    scorer = Scorer(base.run.model, base.params, base.run.tokenizer)
+    nats = scorer.nats([scorer.split("so: " + text[0], text[1:9]) for text in texts])
+    np.testing.assert_allclose(found, [np.exp(one.mean()) for one in nats], rtol=1e-4)
     with pytest.raises(ConfigError, match="no corpus"):
         runs.train(runs.config(fields | {"data.sources.main.path": str(tmp_path)}), tmp_path / "no")

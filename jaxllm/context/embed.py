@@ -18,8 +18,9 @@ ROWS = (1, 8, 32)  # texts at a time: a question alone, some passages, many
 class Embedder:
     """A function [text] -> float32[n, D], each vector of length 1.
 
-    A text stands in a row as in training: behind [CLS] and before [SEP], where the tokenizer has
-    them. Rows are padded to a few lengths, so that few programs are compiled.
+    A text stands in a row as in training: behind the places of a soft prompt or a prefix and [CLS],
+    and before [SEP], where there are any. Rows are padded to a few lengths, so that few programs
+    are compiled.
 
     Args:
         model: `models.Model` with task="embed".
@@ -49,7 +50,7 @@ class Embedder:
                 "embeddings.\n  Give the tokenizer of this model."
             )
         known = marks(tokenizer)
-        self._first = [known["cls"]] if known["cls"] >= 0 else []
+        self._first = [0] * model.lead + ([known["cls"]] if known["cls"] >= 0 else [])
         self._last = [known["sep"]] if known["sep"] >= 0 else []
         self.room = c.positions - len(self._first) - len(self._last)
         if self.room < 1:

@@ -28,15 +28,16 @@ def of_texts(workdir, step, texts):
     """
     trained, score = _open(workdir, step)
     tokenizer, length = trained.run.tokenizer, trained.run.config.data.length
-    encoded = [tokenizer.encode(text)[: length + 1] for text in texts]
+    lead = trained.run.model.lead  # places of a soft prompt or a prefix
+    encoded = [tokenizer.encode(text)[: length - lead + 1] for text in texts]
     found = []
     for start in range(0, len(texts), _ROWS):
         batch = empty_batch(_ROWS, length)
         for row, ids in enumerate(encoded[start : start + _ROWS]):
-            n = max(len(ids) - 1, 0)
-            batch["tokens"][row, :n], batch["targets"][row, :n] = ids[:-1], ids[1:]
+            n = lead + max(len(ids) - 1, 0)
+            batch["tokens"][row, lead:n], batch["targets"][row, lead:n] = ids[:-1], ids[1:]
             batch["position"][row, :n] = np.arange(n)
-            batch["segment"][row, :n] = batch["weight"][row, :n] = 1
+            batch["segment"][row, :n] = batch["weight"][row, lead:n] = 1
         nats, count = jax.device_get(score(trained.params, batch))
         found += np.exp(nats / np.maximum(count, 1))[: len(texts) - start].tolist()
     return np.array(found)
