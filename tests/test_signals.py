@@ -85,9 +85,9 @@ def test_interrupted_in_step_and_save_and_validation_and_by_ctrl_c(fields, tmp_p
     status, summary, out = session(lambda p: (saving(workdir) or 0) > 0)
     assert (status, summary["status"]) == (0, "stopped") and "stops after step" in out
 
-    def validating(process):
-        """A step with a validation due is saved, the next has not begun."""
-        return any(process.said(f"step {n:2}/18  loss") for n in (12, 18))
+    def validating(_):
+        """A step with a validation due is being saved, the next has not begun."""
+        return any((workdir / f"checkpoints/step_{n:08d}").exists() for n in (12, 18))
 
     status, summary, out = session(validating)
     assert (status, summary["status"]) == (0, "stopped"), out

@@ -13,7 +13,7 @@ from jaxllm.objectives import lm
 
 SHORTEST = 16  # tokens that a row is padded to, at least
 ROWS_TOKENS = 4_096  # of a batch, padding included; a row that is longer stands alone
-OPTION = 4  # tokens that an option is padded to, at least
+OPTION = 8  # tokens that an option is padded to, at least
 OPTIONS_TOKENS = 1_024  # of a batch of options: each has logits of the whole vocabulary
 SLOTS = 16  # prompts that are gone on from at once
 
@@ -190,8 +190,8 @@ class Scorer:
     def _size(self, begin, rest):
         """Tokens that a prompt and the options behind it are padded to; 0 for no prompt."""
         n = len(begin)
-        size = max(min(bucket(n, SHORTEST), self._engine.decoder.positions or n), n) if n else 0
-        return size, bucket(max(map(len, rest)), OPTION)
+        size = max(min(_power(n), self._engine.decoder.positions or _power(n)), n) if n else 0
+        return size, _power(max(map(len, rest)), OPTION)
 
     def _score_options(self, cut, size, width, rows):
         """[[float64[width] of each option] of each group], some groups' prompts read together."""
@@ -242,9 +242,9 @@ class Scorer:
         return np.asarray(self._run(self._params, batch))
 
 
-def _power(n):
+def _power(n, least=SHORTEST):
     """The power of two that a row of n tokens is padded to: few programs for many lengths."""
-    return max(1 << (n - 1).bit_length(), SHORTEST) if n else SHORTEST
+    return max(1 << (n - 1).bit_length(), least) if n else least
 
 
 def _together(shapes, most):
