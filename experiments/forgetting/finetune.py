@@ -10,7 +10,8 @@ replay is pairs, too. every= updates between checkpoints, for the path of a run;
 from configs import seq2seq
 from jaxllm.config import parse_arg
 
-# The best of two or three each after 40 updates (README), but for LoRA, whose 3e-3 was 1 % better.
+# The best of two or three after 40 updates (README), of ia3 after 10. But for LoRA, whose 3e-3 was
+# 1 % better; QLoRA has LoRA's, untried.
 RATES = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3, "prompt": 1e-1, "prefix": 1e-1,
          "adapter": 2e-3, "ia3": 6e-2}  # fmt: skip
 

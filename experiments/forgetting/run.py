@@ -173,6 +173,12 @@ def table(runs):
     return "\n".join(lines)
 
 
+def retention(run, task):
+    """What a run kept of a task, per cent; NaN where there was nothing before."""
+    found = next(row["retention"] for row in run["rows"] if row["task"] == task)
+    return math.nan if found is None else found
+
+
 def draw(runs, file):
     """Draws gain on the target against loss elsewhere, and what each task kept.
 
@@ -190,8 +196,7 @@ def draw(runs, file):
             left.errorbar(x, y, [[y - y0], [y1 - y]], [[x - x0], [x1 - x]], color=colour,
                           marker="o", markersize=5, elinewidth=0.6, capsize=2)  # fmt: skip
         left.plot([], [], "o", color=colour, label=way)
-        kept = [statistics.mean(row["retention"] or math.nan for run in some for row in run["rows"]
-                                if row["task"] == name) for name in names]  # fmt: skip
+        kept = [statistics.mean(retention(run, name) for run in some) for name in names]
         at = [i + (number - (len(ways) - 1) / 2) * width for i in range(len(names))]
         right.bar(at, kept, width, color=colour, label=way)
     left.plot(0, 0, "k+", markersize=10, label="before")
