@@ -197,14 +197,12 @@ class Scorer:
         """[[float64[width] of each option] of each group], some groups' prompts read together."""
         more = [[]] * (rows - len(cut))
         batch = generate.pad([begin for begin, _ in cut] + more, size)
-        del batch["position"]
         weights, scored = self._engine.weights, []
         first, cache = self._read(weights, batch, width)
         for number in range(max(len(rest) for _, rest in cut)):
             rest = [rest[number] if number < len(rest) else [] for _, rest in cut] + more
             batch = generate.pad([one[:-1] for one in rest], width)
             batch["targets"] = generate.pad(rest, width)["tokens"]
-            del batch["position"]
             scored.append(self._option(weights, first, cache, batch))
         scored = [np.asarray(nats_BW).astype(np.float64) for nats_BW in scored]
         return [[scored[n][i] for n in range(len(rest))] for i, (_, rest) in enumerate(cut)]
@@ -216,8 +214,7 @@ class Scorer:
 
     def _nats_of_option(self, weights, first_B1V, cache, batch):
         """float32[B, W], nats of the targets, of which the first stands behind what was read."""
-        rest = {name: batch[name] for name in ("tokens", "segment")}
-        next_BWV, _ = self._engine.decoder.extend(weights, rest, cache)
+        next_BWV, _ = self._engine.decoder.extend(weights, batch, cache)
         logits_BWV = jnp.concatenate([first_B1V, next_BWV[:, :-1]], axis=1).astype(jnp.float32)
         chosen_BW = jnp.take_along_axis(logits_BWV, batch["targets"][..., None], axis=2)[..., 0]
         return jax.nn.logsumexp(logits_BWV, axis=2) - chosen_BW
