@@ -1,9 +1,10 @@
 """Starts a program as two processes of one run on this machine."""
 
-import os
 import socket
 import subprocess
 import sys
+
+from tests import runs
 
 PREAMBLE = """
 import os, sys, time
@@ -23,8 +24,6 @@ def start_pair(program, *arguments, devices=4, place):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     children = []
     for index in (0, 1):
         with open(place / f"out{index}", "w") as out:
@@ -33,7 +32,7 @@ def start_pair(program, *arguments, devices=4, place):
                     [sys.executable, "-c", PREAMBLE + program, str(index), address, *arguments],
                     stdout=out,
                     stderr=subprocess.STDOUT,
-                    env=environment,
+                    env=runs.environment(devices),
                 )
             )
     return children
