@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from jaxllm.training import loop, run
 from tests import runs
 
 LEAVE_S = 10.0
@@ -189,6 +190,32 @@ def test_the_summary_tells_how_the_run_ended(status, small, tmp_path):
     losses = [x["loss"] for x in runs.lines(tmp_path, "validation")]
     assert summary["final"]["best_validation_loss"] == losses[0 if status == "early_stop" else -1]
     assert summary["final"]["train/step"] == runs.lines(tmp_path)[-1]["step"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_so_many_seconds_of_steps_wait_for_the_device(seconds, small, tmp_path, monkeypatch):
+    """They are what a signal waits for, which a line of the log every hundred updates is not."""
+    monkeypatch.setattr(loop, "AHEAD_S", seconds)
+    compile_step, skipped, waiting = run.compile_step, [], []
+
+    class Watched:
+        def __init__(self, of):
+            self.step = compile_step(of)
+
+        def __call__(self, *args):
+            waiting.append(sum(not one.is_ready() for one in skipped))
+            state, metrics = self.step(*args)
+            skipped.append(metrics["skipped"])
+            return state, metrics
+
+        def __getattr__(self, name):
+            return getattr(self.step, name)
+
+    monkeypatch.setattr(run, "compile_step", Watched)
+    wide = {"model.width": 128, "model.mlp_width": 1024, "data.batch": 32, "data.length": 128}
+    never = {"log.every": 100, "validate.every": 0, "checkpoint.every": 0}
+    assert runs.train(small({**wide, **never}), tmp_path) == 0
+    assert (max(waiting) == 0) == (seconds == 0), waiting
 
 
 @pytest.mark.slow

@@ -13,6 +13,9 @@ from jaxllm.training import drift, fits
 from jaxllm.training.validate import validate
 
 
+AHEAD_S = 1.0  # of steps that wait for the device behind the one it is at, about
+
+
 class NonFiniteError(RuntimeError):
     """Updates in a row were not finite; the last finite checkpoint is kept."""
 
@@ -100,6 +103,7 @@ class Loop:
                 state, metrics = step_fn(state, self.refs, rows_of_step)
                 self.pending.append((step, metrics["skipped"]))
                 self.profile.after(step, metrics)
+                self._keep_up()
                 self.watchdog.beat()
                 self.checkpoints.check()
                 self.lock.check()
@@ -107,6 +111,12 @@ class Loop:
                 if outcome:
                     return state, outcome
         return state, "done"
+
+    def _keep_up(self):
+        """Waits for the device if more lies before it than a signal should have to wait for."""
+        ahead = int(AHEAD_S / self.speed["step_s"]) if self.speed else 0
+        if len(self.pending) > ahead:
+            jax.block_until_ready(self.pending[-1 - ahead][1])
 
     def _after_step(self, step, state, metrics, last):
         """Logs, saves, validates; returns how the run ends, or None."""
