@@ -12,7 +12,6 @@ from jaxllm.scaling import flops
 from jaxllm.training import drift, fits
 from jaxllm.training.validate import validate
 
-
 AHEAD_S = 1.0  # of steps that wait for the device behind the one it is at, about
 
 
