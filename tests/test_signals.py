@@ -218,6 +218,23 @@ def test_so_many_seconds_of_steps_wait_for_the_device(seconds, small, tmp_path, 
     assert (max(waiting) == 0) == (seconds == 0), waiting
 
 
+def test_a_step_that_a_signal_cannot_wait_for_is_told_of_once(small, tmp_path):
+    def told(grace_s):
+        workdir = tmp_path / str(grace_s)
+        grace = {"runtime.grace_s": grace_s, "log.every": 1}
+        assert runs.train(small(grace), workdir, wrap=runs.changing(late)) == 0
+        events = [event["message"] for event in runs.lines(workdir, "event", "events")]
+        return [text for text in events if "a stop is waited for" in text]
+
+    def late(number, batch):
+        time.sleep(0.2)
+        return batch
+
+    (text,) = told(3.05)
+    assert ("runtime.grace_s", "4") in runs.edits(text), text
+    assert told(60.0) == []
+
+
 @pytest.mark.slow
 def test_killed_and_terminated_and_damaged_at_random():
     few = ["--kills=4", "--damages=8", "--terms=2"]  # benchmarks/torture.py does more, in 20 min

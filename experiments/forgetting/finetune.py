@@ -40,4 +40,5 @@ def get_config(arg=None):
     c.checkpoint.update(every=arg.every, keep_last=100)
     c.log.every = 5
     c.sample.tokens = 0
+    c.runtime.grace_s = 60.0  # a step of the whole model takes 8 to 20 s on two cores
     return c

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 
 import jax
@@ -64,6 +65,7 @@ class Loop:
         self.pending = []  # (step, skipped) of steps not yet looked at
         self.clock, self.clock_step = time.perf_counter(), 0
         self.train_metrics, self.validation, self.speed = {}, {}, {}
+        self.slow = False  # whether it was told that a stop cannot wait for a step
         self.planned = None  # of a step, once it is compiled; see `drift`
 
     def fit(self, state, step_fn, peak=None, sample=None):
@@ -192,7 +194,22 @@ class Loop:
         self.log.train(step, values, speed)
         self.train_metrics, self.speed = {"step": step, **values}, speed
         self._restart_clock(step)
+        self._check_grace(step)
         self._check_finite(step, metrics)
+
+    def _check_grace(self, step):
+        """Tells once, and not by the first step, if no signal can wait for a step to be saved."""
+        seconds, patience_s = self.speed["step_s"], self.stop.grace_s - self.stop.reserve_s
+        if self.slow or step == 1 or seconds < patience_s:
+            return
+        self.slow = True
+        enough = math.ceil(2 * seconds + self.stop.reserve_s)
+        self.log.event(
+            step,
+            f"a step takes {seconds:.1f} s, and a stop is waited for {patience_s:g} s: it would "
+            "lose what was done since the last checkpoint. If whoever stops the run gives it the "
+            f"time, try --config.runtime.grace_s={enough}.",
+        )
 
     def _check_finite(self, step, metrics):
         """Tells of dropped updates; stops the run at the limit."""
