@@ -23,7 +23,7 @@ def get_config(arg=None):
         c = encoder.get_config(f"objective=spans,family=t5v1.1,path={arg.path}/t5_text.jsonl")
         c.model.mlp_width = 704
         c.data.length = 128
-    c.steps = 1_500 if arg.init else 1_000
+    c.steps = 1_000
     c.data.validation_fraction = 0.01
     c.validate.update(every=500, batch=32, batches=16)
     c.checkpoint.update(every=500, keep_last=1)
