@@ -123,10 +123,15 @@ with Stop(20.0, 1.0, report=say) as stop:
 
 
 @pytest.mark.parametrize(
-    "emergency, status",
-    [("time.sleep(30)", 1), ("1 / 0", 1), ("say('written')", 0)],
+    "emergency, name, status",
+    [
+        ("time.sleep(30)", "SIGTERM", 1),
+        ("1 / 0", "SIGTERM", 1),
+        ("say('written')", "SIGTERM", 0),
+        ("say('written')", "SIGINT", INTERRUPTED_STATUS),
+    ],
 )
-def test_a_stuck_main_thread_is_left_behind(emergency, status):
+def test_a_stuck_main_thread_is_left_behind(emergency, name, status):
     program = f"""
 def leave():
     {emergency}
@@ -136,7 +141,7 @@ with Stop(1.0, 0.5, on_deadline=leave, report=say) as stop:
 """
     child = Child(program)
     child.wait_for("ready")
-    child.signal()
+    child.signal(getattr(signal, name))
     got, seconds, output = child.end()
     assert got == status, output
     assert 0.4 < seconds < 1.6, (seconds, output)

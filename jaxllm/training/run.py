@@ -153,13 +153,15 @@ def end_in_order(go, loop, stop, checkpoints, log):
 
     def leave():  # another thread's, where this one does not come back in the grace time
         checkpoints.wait()
-        log.finish("stopped", loop.final(), "gave up waiting; the newest checkpoint stands")
+        log.finish(stopped(), loop.final(), "gave up waiting; the newest checkpoint stands")
+
+    def stopped():
+        return "interrupted" if stop.interrupted else "stopped"
 
     try:
         with stop.phase("train", on_deadline=leave):
             status = go()
-            if status == "stopped" and "SIGINT" in stop.reason:
-                status = "interrupted"
+            status = stopped() if status == "stopped" else status
     except BaseException as problem:
         error = f"{type(problem).__name__}: {problem}"
         raise

@@ -23,7 +23,7 @@ from absl import logging
 
 from jaxllm.training import hosts
 
-INTERRUPTED_STATUS = 130  # second Ctrl-C: what a shell gives a process killed by SIGINT
+INTERRUPTED_STATUS = 130  # after Ctrl-C: what a shell gives a process killed by SIGINT
 STUCK_STATUS = 75  # the watchdog's: EX_TEMPFAIL of sysexits.h, "try again"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVE_S = 3.0  # of the grace time, by default for what is done when the main thread is given up
@@ -70,6 +70,11 @@ class Stop:
     @property
     def requested(self):
         return self._signalled_s is not None
+
+    @property
+    def interrupted(self):
+        """Whether it was Ctrl-C that asked."""
+        return signal.SIGINT.name in self.reason
 
     def request(self, reason):
         """Asks for the same as a signal does; the first reason counts."""
@@ -189,7 +194,7 @@ class Stop:
             try:
                 if on_deadline is not None:
                     on_deadline()
-                result.append(0)
+                result.append(INTERRUPTED_STATUS if self.interrupted else 0)
             except BaseException as error:
                 self.report(f"could not leave cleanly: {type(error).__name__}: {error}")
                 result.append(1)
