@@ -1,5 +1,7 @@
 """RG-LRU layers: as the published model computes them, and as plain recurrence."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,7 @@ def test_logits_equal_those_of_the_published_architecture():
     model = models.make(models.for_platform(c, "cpu", 32))
     place = np.tile(np.arange(23, dtype=np.int32), (2, 1))
     batch = {"tokens": ids.astype(np.int32), "position": place, "segment": np.ones_like(place)}
-    logits = model.apply(trees.unflatten(params), batch)
+    logits = jax.jit(model.apply)(trees.unflatten(params), batch)
     np.testing.assert_allclose(logits, wanted, atol=1e-4)
     assert np.abs(wanted).max() > 1
 
@@ -142,16 +144,16 @@ def test_rows_of_unequal_length_go_on_from_their_own_states():
     tokens = np.random.default_rng(1).integers(0, 65, (3, 12)).astype(np.int32)
     sizes = np.array([2, 5, 8])
     place = np.tile(np.arange(12, dtype=np.int32), (3, 1))
-    whole = model.apply(
-        params, {"tokens": tokens, "position": place, "segment": np.ones_like(place)}
-    )
+    batch = {"tokens": tokens, "position": place, "segment": np.ones_like(place)}
+    whole = jax.jit(model.apply)(params, batch)
     cache = caches.make(model.config, 3, 16)
     prompt = {"tokens": tokens[:, :8], "segment": (place < sizes[:, None])[:, :8].astype(np.int32)}
-    _, cache = model.extend(params, prompt, cache, fresh=True)
+    _, cache = jax.jit(functools.partial(model.extend, fresh=True))(params, prompt, cache)
+    extend = jax.jit(model.extend)
     for step in range(4):
         at = sizes + step
         one = {"tokens": tokens[np.arange(3), at][:, None], "segment": np.ones((3, 1), np.int32)}
-        logits, cache = model.extend(params, one, cache)
+        logits, cache = extend(params, one, cache)
         np.testing.assert_allclose(logits[:, 0], whole[np.arange(3), at], atol=2e-5)
 
 
