@@ -1,6 +1,7 @@
 """train, evaluate and sample as a user runs them."""
 
 import json
+import sys
 
 import pytest
 
@@ -92,6 +93,15 @@ def test_help(module):
     done = runs.call([runs.sys.executable, "-m", f"jaxllm.{module}", "--help"])
     assert done.returncode == 0
     assert f"python -m jaxllm.{module}" in done.stdout and "--workdir" in done.stdout
+
+
+def test_what_only_some_commands_need_is_not_read_at_their_start():
+    """Where they are installed: torch alone is 2 s."""
+    heavy = {"torch", "transformers", "tensorflow", "matplotlib", "pandas", "sklearn", "datatrove"}
+    names = ", ".join(f"jaxllm.{name}" for name in ("train", "evaluate", "sample", "convert"))
+    program = f"import sys, {names}; print(sorted({heavy!r} & {{*sys.modules}}))"
+    done = runs.call([sys.executable, "-c", program])
+    assert done.stdout == "[]\n", done
 
 
 def test_a_missing_work_directory_is_asked_for():

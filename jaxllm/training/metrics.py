@@ -20,6 +20,7 @@ import threading
 import time
 
 from jaxllm.training import hosts, jsonl
+from jaxllm.training.tensorboard import TensorBoard
 
 STATUSES = ("done", "early_stop", "stopped", "failed", "interrupted")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -52,9 +53,6 @@ class RunLog:
             name: jsonl.Appender(self.workdir / f"{name}.jsonl")
             for name in ("metrics", "speed", "events")
         }
-        # Not by those that train nothing: tensorboardX takes torch along where there is one, 2 s.
-        from jaxllm.training.tensorboard import TensorBoard
-
         self.tensorboard = TensorBoard(self.workdir, hparams, first_step)
         for line in kept:
             self._remember(line)

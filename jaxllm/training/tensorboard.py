@@ -15,22 +15,40 @@ How TensorBoard 2.2x reads what is written here:
   So the final validation metrics are also written as final/..., which comes first.
 """
 
+import contextlib
 import json
 import math
 import pathlib
 import struct
+import sys
 import time
 
-from tensorboardX import summary
-from tensorboardX.proto.api_pb2 import Status
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.plugin_hparams_pb2 import (
-    HParamsPluginData,
-    SessionEndInfo,
-    SessionStartInfo,
-)
-from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboardX.record_writer import masked_crc32c
+
+@contextlib.contextmanager
+def _without(name):
+    """While it lasts, a package that is not imported yet is one that is not there."""
+    absent = name not in sys.modules
+    if absent:
+        sys.modules[name] = None
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[name]
+
+
+# It would take torch along, for the names of types: 2 s at the start of every command.
+with _without("torch"):
+    from tensorboardX import summary
+    from tensorboardX.proto.api_pb2 import Status
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.plugin_hparams_pb2 import (
+        HParamsPluginData,
+        SessionEndInfo,
+        SessionStartInfo,
+    )
+    from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboardX.record_writer import masked_crc32c
 
 PREFIX = "events.out.tfevents."
 HPARAMS, EVENTS, END = "1start", "2events", "3end"  # how names of event files end, in reading order
