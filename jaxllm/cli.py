@@ -17,10 +17,10 @@ from jaxllm.tokenizers import TokenizerError
 from jaxllm.training import ranges
 from jaxllm.training.lock import LockError
 from jaxllm.training.setup import KINDS
+from jaxllm.training.stop import INTERRUPTED_STATUS
 
 # Wrong settings or input: not worth a restart, so a supervisor can tell them from a crash.
 CONFIG_STATUS = 2
-INTERRUPTED_STATUS = 130  # as shells have it, of a command that does not catch SIGINT itself
 EXPECTED_ERRORS = (ConfigError, DataError, TokenizerError, LockError, flags.Error)
 
 

@@ -1,7 +1,6 @@
 """Starts a program as two processes of one run on this machine."""
 
 import socket
-import subprocess
 import sys
 
 from tests import runs
@@ -24,27 +23,15 @@ def start_pair(program, *arguments, devices=4, place):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    children = []
-    for index in (0, 1):
-        with open(place / f"out{index}", "w") as out:
-            children.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", PREAMBLE + program, str(index), address, *arguments],
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    env=runs.environment(devices),
-                )
-            )
-    return children
+    words = [sys.executable, "-c", PREAMBLE + program]
+    return [
+        runs.start([*words, str(index), address, *arguments], place / f"out{index}", devices)
+        for index in (0, 1)
+    ]
 
 
 def finish(children, place, timeout_s=60):
     """Waits for both and returns their (statuses, outputs); kills what overruns."""
-    try:
+    with runs.ending(*children):
         statuses = [child.wait(timeout=timeout_s) for child in children]
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
     return statuses, [(place / f"out{i}").read_text() for i in (0, 1)]

@@ -90,7 +90,7 @@ def test_wrong_usage_ends_with_status_2_and_says_what_to_type(
 
 @pytest.mark.parametrize("module", ["train", "sample"])
 def test_help(module):
-    done = runs.call([runs.sys.executable, "-m", f"jaxllm.{module}", "--help"])
+    done = runs.call([sys.executable, "-m", f"jaxllm.{module}", "--help"])
     assert done.returncode == 0
     assert f"python -m jaxllm.{module}" in done.stdout and "--workdir" in done.stdout
 
@@ -105,7 +105,7 @@ def test_what_only_some_commands_need_is_not_read_at_their_start():
 
 
 def test_a_missing_work_directory_is_asked_for():
-    done = runs.call([runs.sys.executable, "-m", "jaxllm.train", f"--config={runs.FILE}"])
+    done = runs.call([sys.executable, "-m", "jaxllm.train", f"--config={runs.FILE}"])
     assert done.returncode == 2 and "workdir" in done.stderr and "Traceback" not in done.stderr
 
 

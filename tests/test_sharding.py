@@ -121,6 +121,12 @@ def test_how_much_a_device_holds(place, compile_cache):
     assert params == ema and params > 1 / 2 and opt < params / 2.5
 
 
+@pytest.mark.parametrize("mesh", SLOW)
+def test_the_state_after_steps_is_sharded_as_at_birth(mesh, place, compile_cache):
+    """Of the meshes that quick tests do not train on; `losses` looks at every one."""
+    losses(mesh, *EIGHT[mesh], place, compile_cache)
+
+
 # Where a sign or a root of a tiny number decides, roundings show more.
 SOME = ("embed", "layers/attn/o/w", "layers/mlp/up/w", "layers/mlp_norm/scale")
 TOLERANCE = {"adamw8bit": 2e-2, "lion": 1e-5, "muon": 1e-4}

@@ -32,9 +32,9 @@ from jaxllm.training.profile import Profile
 from jaxllm.training.records import check_data, check_tokenizer
 from jaxllm.training.sampling import make_sampler
 from jaxllm.training.state import place_key
-from jaxllm.training.stop import Stop, Watchdog
+from jaxllm.training.stop import INTERRUPTED_STATUS, Stop, Watchdog
 
-EXIT = {"done": 0, "early_stop": 0, "stopped": 0, "interrupted": 130, "failed": 1}
+EXIT = {"done": 0, "early_stop": 0, "stopped": 0, "interrupted": INTERRUPTED_STATUS, "failed": 1}
 
 
 def train(config, workdir, notes=(), join=("", 0, -1)):
