@@ -166,6 +166,17 @@ def test_first_loss_is_that_of_a_uniform_guess(key):
         assert abs(loss - math.log(1000)) < 0.1
 
 
+@pytest.mark.parametrize("family, part", [("llama", "attn"), ("t5", "attn"), ("t5", "cross")])
+def test_scores_of_attention_begin_with_a_variance_of_one(family, part, key):
+    """T5's, too, which are not scaled: a softmax of larger ones starts with one key each."""
+    fields = dict(family=family, size="", layers=2, width=64, heads=4, head_width=32)
+    c = model_config(fields, vocab=65, length=16)
+    weights = jax.jit(models.make(c).init)(key)["layers"][part]
+    x = jax.random.normal(key, (256, c.width))
+    q, k = (jnp.einsum("tD,DNH->NtH", x, weights[name]["w"][0]) for name in "qk")
+    assert 0.7 < (c.query_scale * q @ k.mT).std() < 1.4
+
+
 @pytest.mark.parametrize("remat", ["dots", "light", "full", "offload"])
 def test_remat_changes_no_gradient(key, remat):
     batch = ragged_batch()

@@ -229,7 +229,9 @@ class Attention(nnx.Module):
     def __init__(self, c, *, cross=False, rngs):
         sizes = {"D": c.width, "N": c.heads, "K": c.kv_heads, "H": c.head_width}
         keywords = dict(c=c, rngs=rngs)
-        self.q = Projection("BTD,DNH->BTNH", sizes, bias=c.qkv_bias, **keywords)
+        # Scores begin with a variance of one, by whatever they are scaled: T5 does not scale them.
+        std = (c.width * c.head_width) ** -0.5 / c.query_scale
+        self.q = Projection("BTD,DNH->BTNH", sizes, bias=c.qkv_bias, std=std, **keywords)
         # Not yet chosen where a model is made for no mesh, so for no platform.
         self.kernel = "reference" if c.attention == "auto" or cross else c.attention
         of_keys = functools.partial(Projection, "BSD,DKH->BSKH", sizes, bias=c.qkv_bias, **keywords)
