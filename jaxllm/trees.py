@@ -35,18 +35,24 @@ def map_with_path(function, tree, *rest):
     )
 
 
-def sum_over(function, pieces):
+def sum_over(function, pieces, beside=False):
     """Adds up function(piece) over axis 0 of all leaves of `pieces`, one after another.
 
-    The sum of a loop, so one piece's memory at a time; function returns a tree of arrays.
+    The sum of a loop, so one piece's memory at a time; function returns a tree of arrays. With
+    `beside` it returns two, of which the second is not added up but set one beside another.
     """
 
-    def add(sums, piece):
-        return jax.tree.map(jnp.add, sums, function(piece)), None
+    def one(piece):
+        return function(piece) if beside else (function(piece), None)
 
-    like = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))
+    def add(sums, piece):
+        more, own = one(piece)
+        return jax.tree.map(jnp.add, sums, more), own
+
+    like, _ = jax.eval_shape(one, jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return jax.lax.scan(add, zeros, pieces)[0]
+    sums, own = jax.lax.scan(add, zeros, pieces)
+    return (sums, own) if beside else sums
 
 
 @jax.custom_vjp

@@ -266,6 +266,16 @@ def test_a_chunked_loss_never_holds_all_logits():
     assert largest(4) <= max(8 * 4 * VOCAB, VOCAB * 32)
 
 
+def test_a_chunked_loss_computes_no_logits_twice():
+    def flops(chunk):
+        _, step = make_stepper(chunk=chunk, unroll=True)
+        return step.cost_analysis()["flops"]
+
+    # A loop's body is counted once: two pieces for one.
+    head = 2 * 8 * LENGTH * VOCAB * 32
+    assert abs(flops(LENGTH // 2) - (flops(0) - 3 * head / 2)) < head / 4
+
+
 def test_a_step_leaves_nothing_behind_that_the_state_does_not_name():
     state, _ = run(steps=2)
     assert isinstance(state, TrainState)

@@ -28,21 +28,65 @@ def pieces(batch, length, vocab, chunk):
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fits)
 
 
-def add_pieces(function, params, row, n):
-    """Returns the sum of function(params, piece) over `n` pieces of `row`.
+def add_pieces(function, params, x_BTD, row, n):
+    """Returns the sums of function(params, x, rest) over `n` pieces, one after another.
+
+    Where there are several, the gradient of each is taken while its logits are there, and kept for
+    the backward pass, which multiplies it by the sum's: no logits are computed twice, and never
+    are those of two pieces held (Liger's fused loss does so, arXiv:2410.10989, section 3.2).
 
     Args:
-        function: (params, arrays [B, T / n, ...]) -> tree of scalars.
-        row: arrays [B, T, ...], cut along T, so that rows stay on their devices.
-        n: pieces; more than one are computed one after another, and again in the backward pass.
+        function: (params, x [B, T / n, D], arrays [B, T / n, ...]) -> (scalar that is
+            differentiated by params and x, tree of scalars that are not).
+        params: tree; leaves of integers have no gradient.
+        x_BTD, row: arrays [B, T, ...], cut along T, so that rows stay on their devices.
+        n: pieces.
     """
     if n == 1:
-        return function(params, row)
+        total, sums = function(params, x_BTD, row)
+        return total, jax.lax.stop_gradient(sums)
     cut = jax.tree.map(
-        lambda a: jnp.moveaxis(a.reshape(a.shape[0], n, -1, *a.shape[2:]), 1, 0), row
+        lambda a: jnp.moveaxis(a.reshape(a.shape[0], n, -1, *a.shape[2:]), 1, 0), (x_BTD, row)
     )
-    one = jax.checkpoint(function)
-    return trees.sum_over(lambda piece: one(params, piece), cut)
+    return _add(function, params, *cut)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _add(function, params, x_PBTD, row):
+    return trees.sum_over(lambda piece: function(params, *piece), (x_PBTD, row))
+
+
+def _add_forward(function, params, x_PBTD, row):
+    leaves, form = jax.tree.flatten(params)
+    real = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def of_real(some, x_BTD, rest):
+        found = list(leaves)
+        for i, leaf in zip(real, some, strict=True):
+            found[i] = leaf
+        return function(form.unflatten(found), x_BTD, rest)
+
+    some = [leaves[i] for i in real]
+    gradient = jax.value_and_grad(of_real, argnums=(0, 1), has_aux=True)
+
+    def one(piece):
+        sums, (of_params, of_x) = gradient(some, *piece)
+        return (sums, of_params), of_x
+
+    (sums, of_params), of_x = trees.sum_over(one, (x_PBTD, row), beside=True)
+    grads = [None] * len(leaves)
+    for i, g in zip(real, of_params, strict=True):
+        grads[i] = g
+    return sums, (form.unflatten(grads), of_x)
+
+
+def _add_backward(function, kept, g):
+    del function
+    scaled = jax.tree.map(lambda x: (x * g[0]).astype(x.dtype), kept)
+    return *scaled, None
+
+
+_add.defvjp(_add_forward, _add_backward)
 
 
 def by_document(weight_BT, segment_BT):
@@ -67,8 +111,7 @@ def make(model, *, z_loss=0.0, chunk=0, per="token", smoothing=0.0, rdrop=0.0):
         model: `models.Model`.
         z_loss: weight of the squared log-partition, which keeps logits from drifting
             (Chowdhery et al. 2022, section 5); 1e-4 is usual, 0 is off.
-        chunk: positions of every row whose logits are held at once; 0 chooses. Fewer pieces than
-            the whole length are computed again in the backward pass.
+        chunk: positions of every row whose logits are held at once; 0 chooses.
         per: what counts alike: every "token", or every "example": the mean over the tokens of each
             document in a row counts one, however long it is.
         smoothing: share of the target that goes to all tokens alike (Szegedy et al. 2016,
@@ -103,14 +146,12 @@ def make(model, *, z_loss=0.0, chunk=0, per="token", smoothing=0.0, rdrop=0.0):
     check_smoothing(smoothing)
     check_rdrop(rdrop)
 
-    def piece_sums(params, piece, twice):
-        x_BTD, target_BT, weight_BT = piece
+    def of_piece(params, x_BTD, piece, twice):
+        target_BT, weight_BT = piece
         found = model.scores(params, x_BTD, target_BT, smoothing > 0)
         hit_BT = found.chosen_BT >= found.top_BT
-        sums = {
-            "loss": jnp.sum((found.partition_BT - found.chosen_BT) * weight_BT),
-            "accuracy": jnp.sum(hit_BT * weight_BT),
-        }
+        lost = jnp.sum((found.partition_BT - found.chosen_BT) * weight_BT)
+        sums = {"accuracy": jnp.sum(hit_BT * weight_BT)}
         if z_loss:
             sums["z_loss"] = z_loss * jnp.sum(jnp.square(found.partition_BT) * weight_BT)
         if smoothing:
@@ -119,7 +160,7 @@ def make(model, *, z_loss=0.0, chunk=0, per="token", smoothing=0.0, rdrop=0.0):
         if twice:
             far_BT = model.divergence(params, *jnp.split(x_BTD, 2))
             sums["rdrop"] = rdrop * jnp.sum(far_BT * jnp.split(weight_BT, 2)[0])
-        return sums
+        return lost + sum(sums.get(name, 0.0) for name in ADDED), sums
 
     def loss(params, refs, batch, key=None):
         del refs  # nothing frozen takes part
@@ -137,10 +178,10 @@ def make(model, *, z_loss=0.0, chunk=0, per="token", smoothing=0.0, rdrop=0.0):
         if per == "example":
             weight_BT, count = by_document(weight_BT, batch["segment"])
         n = pieces(*x_BTD.shape[:2], model.config.vocab, chunk)
-        of_piece = functools.partial(piece_sums, twice=twice)
-        sums = add_pieces(of_piece, params, (x_BTD, batch["targets"], weight_BT), n)
-        total = sums["loss"] + sum(sums.get(name, 0.0) for name in ADDED) + sum(extra.values())
-        found = Loss(total, count, sums | extra)
+        one = functools.partial(of_piece, twice=twice)
+        total, sums = add_pieces(one, params, x_BTD, (batch["targets"], weight_BT), n)
+        sums["loss"] = total - sum(sums.get(name, 0.0) for name in ADDED)
+        found = Loss(total + sum(extra.values()), count, sums | extra)
         return halved(found) if twice else found
 
     return loss

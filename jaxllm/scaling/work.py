@@ -58,7 +58,6 @@ def products(share):
     """Returns the `Products` of a `Share`."""
     layers, redone = (2.0 * share.micro * n for n in _layer_products(share))
     head = _head_products(share)
-    redone_head = head if logit_pieces(share) > 1 else 0.0
     scores, scores_again, kernel = _attention(share)
     turned, turned_again = _rotary(share)
     distances, distances_again = _distances(share)
@@ -69,7 +68,7 @@ def products(share):
     in_layers = layers + attention + again
     return Products(
         useful=layers + (1 + below + share.trains_output) * head + _pooled(share),
-        again=again + redone_head,
+        again=again,
         attention=attention,
         kernel=kernel / (1 - share.bubble),
         bubble=idle * in_layers,
@@ -78,7 +77,7 @@ def products(share):
 
 
 def logit_pieces(share):
-    """Into how many pieces the logits are cut; more than one are computed twice."""
+    """Into how many pieces the logits are cut."""
     if not share.row.head:
         return 1
     c, length = share.c, share.row.length // share.shape["seq"]
