@@ -203,7 +203,7 @@ _CPU_KEPT = {
 _WEIGHTS_AT_ONCE = 4
 # The head's: turned round, and its gradient; where it is the table, both gradients of that: on a
 # v5e, whose compiler gathers and scatters while it computes, more of them at once.
-_HEADS_AT_ONCE, _TABLES_AT_ONCE, _TABLES_ON_V5E = 2.5, 2.8, 4.3
+_HEADS_AT_ONCE, _TABLES_AT_ONCE, _TABLES_ON_V5E = 1.7, 1.9, 3.3
 _MADE_DENSE = 10  # bytes through memory of a weight that is kept in few bits, each time it is used
 _TILE_ROWS = 16  # rows of a tile of 16-bit numbers; a part that is no multiple takes twice the room
 
