@@ -276,6 +276,23 @@ def test_a_chunked_loss_computes_no_logits_twice():
     assert abs(flops(LENGTH // 2) - (flops(0) - 3 * head / 2)) < head / 4
 
 
+def test_pieces_of_a_loss_take_a_head_of_few_bits():
+    """Whose codes are integers, without a gradient."""
+
+    def loss(scale, x, n):
+        def one(head, x, y):
+            z = jnp.einsum("BTD,DV->BTV", x, head["scale"] * head["codes"])
+            return jnp.sum(jnp.square(z - y)), jnp.sum(z)
+
+        head = {"codes": jnp.arange(12, dtype=jnp.int8).reshape(4, 3), "scale": scale}
+        return objectives.lm.add_pieces(one, head, x, jnp.ones((2, 6, 3)), n)[0]
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    x = jnp.linspace(-1, 1, 48).reshape(2, 6, 4)
+    whole, cut = gradient(0.5, x, 1), gradient(0.5, x, 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), cut, whole)
+
+
 def test_a_step_leaves_nothing_behind_that_the_state_does_not_name():
     state, _ = run(steps=2)
     assert isinstance(state, TrainState)
