@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.training import checkpoint, manifest
+from jaxllm.training import manifest, ranking
 from jaxllm.training.checkpoint import CheckpointError, Checkpoints
 
 
@@ -311,7 +311,7 @@ def test_damaged_scores_are_reported_and_forgotten(opened, reports):
     opened.save(1, {"w": jnp.ones(2)}, {})
     opened.wait()
     opened.score(1, 1.0)
-    (opened.directory / checkpoint.SCORES).write_text('{"1": 1.')
+    (opened.directory / ranking.NAME).write_text('{"1": 1.')
     assert opened.best() is None
     assert "scores.json is damaged" in reports[0]
 

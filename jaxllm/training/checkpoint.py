@@ -13,7 +13,6 @@ Process 0 decides (what is there, what is good, what to delete) and tells the ot
 import contextlib
 import functools
 import json
-import math
 import os
 import re
 import threading
@@ -26,9 +25,9 @@ from etils import epath
 
 from jaxllm.training import arrays, hosts, manifest
 from jaxllm.training.arrays import CheckpointError
+from jaxllm.training.ranking import Ranking
 
 BEGUN = "begun.json"
-SCORES = "scores.json"
 STEP_NAME = re.compile(r"step_(\d{8,})$")
 
 
@@ -76,7 +75,7 @@ class Checkpoints:
         self._known = set()  # steps that this object saved or restored
         self._verified = None  # step that latest() has just read whole
         self._thread, self._error = None, None
-        self._scores_lock = threading.Lock()
+        self._ranking = Ranking(self.directory, report)
         if not read_only:
             self._share("open checkpoints", self._clean)
 
@@ -184,7 +183,7 @@ class Checkpoints:
         path.mkdir(parents=True, exist_ok=True)
         owner = {"directory": os.fspath(self.directory), "step": step}
         manifest.write_atomic(path / BEGUN, json.dumps(owner).encode())
-        self._forget_score(step)
+        self._ranking.forget(step)
 
     def _commit(self, step, body):
         manifest.commit(self._path(step), body)
@@ -292,46 +291,21 @@ class Checkpoints:
             step: a step that was saved, or is being saved.
             loss: lower is better; nan never is the best.
         """
-        if self.read_only or hosts.index() != 0:
-            return
-        with self._scores_lock:
-            scores = {s: v for s, v in self._scores().items() if self._path(s).exists()}
-            self._write_scores(scores | {int(step): float(loss)})
+        if not self.read_only and hosts.index() == 0:
+            self._ranking.add(step, loss, lambda other: self._path(other).exists())
 
     def best(self):
         """Returns the committed step with the lowest validation loss, or None without any."""
-        return self._share("find the best checkpoint", lambda: next(iter(self._ranking()), None))
 
-    def _ranking(self):
-        """Committed steps with a finite loss, best first; of equals the earlier."""
-        scores, steps = self._scores(), self.steps()
-        ranked = [(scores[s], s) for s in steps if math.isfinite(scores.get(s, math.nan))]
-        return [step for _, step in sorted(ranked)]
+        def first():
+            return next(iter(self._ranking.best(self.steps())), None)
 
-    def _scores(self):
-        path = self.directory / SCORES
-        try:
-            return {int(s): float(v) for s, v in json.loads(path.read_text()).items()}
-        except FileNotFoundError:
-            return {}
-        except (ValueError, TypeError, AttributeError) as error:
-            self.report(f"{path} is damaged ({error}); validation losses of before are forgotten.")
-            return {}
-
-    def _write_scores(self, scores):
-        text = json.dumps({str(s): v for s, v in sorted(scores.items())})
-        manifest.write_atomic(self.directory / SCORES, text.encode())
-
-    def _forget_score(self, step):
-        with self._scores_lock:
-            scores = self._scores()
-            if scores.pop(step, None) is not None:
-                self._write_scores(scores)
+        return self._share("find the best checkpoint", first)
 
     def _prune(self):
         """Deletes what neither keep_last nor keep_best holds; the newest has just been read."""
         steps = self.steps()
-        keep = {*steps[-self.keep_last :], *self._ranking()[: self.keep_best]}
+        keep = {*steps[-self.keep_last :], *self._ranking.best(steps)[: self.keep_best]}
         for step in steps:
             if step not in keep:
                 _remove(self._path(step))
