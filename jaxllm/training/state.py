@@ -1,5 +1,6 @@
 """The state of training: what the step reads, writes and donates."""
 
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -101,16 +102,20 @@ def born_sharded(make, tx, infos, rules, mesh):
     Args:
         make: key -> TrainState.
     """
-    abstract = jax.eval_shape(make, jax.random.key(0))
+    # The very argument it is called with later, so that it is traced once.
+    key = jax.eval_shape(jax.random.key, 0)
+    abstract = jax.eval_shape(make, key.update(sharding=sharding.replicated(mesh)))
     placed = shardings(abstract, tx, infos, rules, mesh)
     target = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         abstract,
         placed,
     )
-    # Runs once: compiled with few optimizations, which takes a third of the time on a CPU.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_backend_optimization_level": 1} if on_cpu else None
+    # Runs once: compiled with few optimizations, which takes a third of the time on a CPU. Whoever
+    # says how many, in XLA_FLAGS, has these.
+    level, options = "xla_backend_optimization_level", None
+    if mesh.devices.flat[0].platform == "cpu" and level not in os.environ.get("XLA_FLAGS", ""):
+        options = {level: 1}
     return target, jax.jit(make, out_shardings=placed, compiler_options=options)
 
 
