@@ -2,14 +2,14 @@
 
     .venv/bin/pip install -r requirements-bench.txt
     .venv/bin/python benchmarks/finetune_step.py [--rounds=5] [--seconds=10] [--kinds=lora,…]
-        [--batch=8] [--length=256] [--dtype=float32] [--rank=16]
+        [--batch=8] [--length=256] [--dtype=float32] [--rank=16] [--against=KIND]
         [FIELD=VALUE …]
 
 For each kind: the same weights and tokens on both sides, LoRA beside all projections,
 AdamW; each side is a process of its own, and rounds alternate. Medians and the median paired ratio
 are printed, the first losses (the same, where both start as the base), peak memory of a round, and
-bytes of what is trained, of the optimizer's state and of the frozen base. Kinds that PEFT has no
-step for on a CPU (qlora) are compared with its LoRA.
+bytes of what is trained, of the optimizer's state and of the frozen base. Kinds other than full
+are compared with PEFT's LoRA; with --against each is compared with that kind of ours instead.
 """
 
 import argparse
@@ -130,6 +130,7 @@ def main():
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--against", default="", help="a kind of ours, for PEFT")
     parser.add_argument("settings", nargs="*", help="of our config, such as model.remat=light")
     parser.add_argument("--work", default="")
     a = parser.parse_args()
@@ -141,19 +142,21 @@ def main():
     shared = [f"--{n}={getattr(a, n)}" for n in ("seconds", "batch", "length", "dtype", "rank")]
     shared += a.settings
     for kind in a.kinds.split(","):
-        ours, torch = (
-            rounds.Worker(__file__, f"--work={side}", f"--kinds={kind}", *shared)
-            for side in ("ours", "torch")
+        pair = ("ours", kind), ("ours", a.against) if a.against else ("torch", kind)
+        ours, theirs = (
+            rounds.Worker(__file__, f"--work={side}", f"--kinds={own}", *shared)
+            for side, own in pair
         )
-        mine, theirs, ratios, peaks = rounds.alternate(ours, torch, a.rounds)
-        own, other = ours.about, torch.about
+        mine, other_s, ratios, peaks = rounds.alternate(ours, theirs, a.rounds)
+        own, other = ours.about, theirs.about
         print(
-            f"{kind} {a.dtype} {a.batch} x {a.length}: jaxllm {mine:,.0f} tokens/s, PEFT "
-            f"{theirs:,.0f}; ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to "
-            f"{ratios[-1]:.2f} in {a.rounds} rounds); first loss {own['first_loss']:.4f}, theirs "
-            f"{other['first_loss']:.4f}; peak {peaks[0] / 1e9:.2f} GB, theirs "
-            f"{peaks[1] / 1e9:.2f}; trained {own['trained']:,} (theirs {other['trained']:,}), "
-            f"optimizer {own['optimizer'] / 1e6:.1f} MB, frozen {own['frozen'] / 1e6:.1f} MB",
+            f"{kind} {a.dtype} {a.batch} x {a.length}: jaxllm {mine:,.0f} tokens/s, "
+            f"{a.against or 'PEFT'} {other_s:,.0f}; ratio {statistics.median(ratios):.2f} "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f} in {a.rounds} rounds); first loss "
+            f"{own['first_loss']:.4f}, theirs {other['first_loss']:.4f}; peak "
+            f"{peaks[0] / 1e9:.2f} GB, theirs {peaks[1] / 1e9:.2f}; trained "
+            f"{own['trained']:,} (theirs {other['trained']:,}), optimizer "
+            f"{own['optimizer'] / 1e6:.1f} MB, frozen {own['frozen'] / 1e6:.1f} MB",
             flush=True,
         )
 
