@@ -7,6 +7,11 @@ from jaxllm.config import ConfigError
 COLOURS = (
     "#3b6ea5", "#7fa8d1", "#c3d7ea", "#5b8c5a", "#a7c7a5", "#e0a458", "#c8553d", "#8d6a9f",
 )  # fmt: skip
+# For lines and points of different things: neighbours differ most.
+UNLIKE = (
+    "#3b6ea5", "#c8553d", "#5b8c5a", "#e0a458", "#8d6a9f", "#7fa8d1", "#a7c7a5", "#6b6b6b",
+    "#d98cb3", "#2f9c95",
+)  # fmt: skip
 
 
 def check():

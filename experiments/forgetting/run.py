@@ -190,7 +190,7 @@ def draw(runs, file):
     names = [row["task"] for row in runs[0]["rows"] if not row["target"]]
     width = 0.8 / len(ways)
     for number, (way, some) in enumerate(ways.items()):
-        colour = figures.COLOURS[number % len(figures.COLOURS)]
+        colour = figures.UNLIKE[number % len(figures.UNLIKE)]
         for run in (run for run in some if run["gain"] and run["loss"]):
             (x, x0, x1), (y, y0, y1) = run["loss"], run["gain"]
             left.errorbar(x, y, [[y - y0], [y1 - y]], [[x - x0], [x1 - x]], color=colour,

@@ -70,9 +70,8 @@ def _short(workdir):
 
 def _styles():
     """Colours and shapes of points, no two alike for long."""
-    colours = [figures.COLOURS[i] for i in (0, 6, 3, 5, 7, 1, 4)]
     for shape in "osv^DX*P":
-        yield from (dict(color=colour, marker=shape) for colour in colours)
+        yield from (dict(color=colour, marker=shape) for colour in figures.UNLIKE)
 
 
 def _over_steps(panel, compared):
