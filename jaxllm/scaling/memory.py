@@ -210,15 +210,11 @@ _TILE_ROWS = 16  # rows of a tile of 16-bit numbers; a part that is no multiple 
 
 def _in_layers(share):
     """The backward pass through a layer: all layers' kept activations and this one's own."""
-    c, b = share.c, share.width
-    ring = _RING_ARRAYS * _heads(share, c.heads) * 4 if share.shape["seq"] > 1 else 0
-    gathered = _WEIGHTS_AT_ONCE * _largest(share) * b
+    ring = _RING_ARRAYS * _heads(share, share.c.heads) * 4 if share.shape["seq"] > 1 else 0
+    gathered = _WEIGHTS_AT_ONCE * _largest(share) * share.width
     if share.shape["stage"] > 1:  # all of a stage's, once; their gradients, of a tick and in all
         layers = [p for p, info in share.infos.items() if info.is_stacked]
-        gathered = sum(share.used(p) * (2 * b + 4 * (p in share.trained)) for p in layers)
-    table = "embed" if c.tied else "head/w"
-    if share.row.head and not share.trains_output and share.gathered(table):
-        gathered += _head(share) * b  # from the start on
+        gathered = sum(share.used(p) * (2 * share.width + 4 * (p in share.trained)) for p in layers)
     in_use = _CPU_IN_USE[_on_cpu(share)] if share.platform == "cpu" else _IN_USE
     return _sums(share) | {
         "kept": kept_bytes(share),
