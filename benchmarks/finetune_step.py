@@ -144,14 +144,14 @@ def main():
     for kind in a.kinds.split(","):
         pair = ("ours", kind), ("ours", a.against) if a.against else ("torch", kind)
         ours, theirs = (
-            rounds.Worker(__file__, f"--work={side}", f"--kinds={own}", *shared)
-            for side, own in pair
+            rounds.Worker(__file__, f"--work={side}", f"--kinds={each}", *shared)
+            for side, each in pair
         )
-        mine, other_s, ratios, peaks = rounds.alternate(ours, theirs, a.rounds)
+        mine, beside, ratios, peaks = rounds.alternate(ours, theirs, a.rounds)
         own, other = ours.about, theirs.about
         print(
             f"{kind} {a.dtype} {a.batch} x {a.length}: jaxllm {mine:,.0f} tokens/s, "
-            f"{a.against or 'PEFT'} {other_s:,.0f}; ratio {statistics.median(ratios):.2f} "
+            f"{a.against or 'PEFT'} {beside:,.0f}; ratio {statistics.median(ratios):.2f} "
             f"({ratios[0]:.2f} to {ratios[-1]:.2f} in {a.rounds} rounds); first loss "
             f"{own['first_loss']:.4f}, theirs {other['first_loss']:.4f}; peak "
             f"{peaks[0] / 1e9:.2f} GB, theirs {peaks[1] / 1e9:.2f}; trained "
