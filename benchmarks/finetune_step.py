@@ -149,12 +149,13 @@ def main():
         )
         mine, beside, ratios, peaks = rounds.alternate(ours, theirs, a.rounds)
         own, other = ours.about, theirs.about
+        peak, beyond = ("{:.2f} to {:.2f} GB".format(*(b / 1e9 for b in one)) for one in peaks)
         print(
             f"{kind} {a.dtype} {a.batch} x {a.length}: jaxllm {mine:,.0f} tokens/s, "
             f"{a.against or 'PEFT'} {beside:,.0f}; ratio {statistics.median(ratios):.2f} "
             f"({ratios[0]:.2f} to {ratios[-1]:.2f} in {a.rounds} rounds); first loss "
             f"{own['first_loss']:.4f}, theirs {other['first_loss']:.4f}; peak "
-            f"{peaks[0] / 1e9:.2f} GB, theirs {peaks[1] / 1e9:.2f}; trained "
+            f"{peak}, theirs {beyond}; trained "
             f"{own['trained']:,} (theirs {other['trained']:,}), optimizer "
             f"{own['optimizer'] / 1e6:.1f} MB, frozen {own['frozen'] / 1e6:.1f} MB",
             flush=True,

@@ -86,10 +86,16 @@ class Worker:
 
 
 def alternate(ours, theirs, rounds):
-    """Runs rounds in turn; returns (our speed, theirs, sorted ratios, bytes at most of both)."""
+    """Runs rounds in turn.
+
+    Returns:
+        (our speed, theirs, sorted ratios, our and their (lowest, highest) peaks of a round: bytes).
+        A step that begins before the last gave its scratch back has a peak higher by that.
+    """
     pairs = [(ours.round(), theirs.round()) for _ in range(rounds)]
     for worker in (ours, theirs):
         worker.close()
     mine, other = (statistics.median(one[0] for one in c) for c in zip(*pairs, strict=True))
-    peaks = [max(one[1] for one in column) for column in zip(*pairs, strict=True)]
+    bytes_of = [[one[1] for one in column] for column in zip(*pairs, strict=True)]
+    peaks = [(min(column), max(column)) for column in bytes_of]
     return mine, other, sorted(a[0] / b[0] for a, b in pairs), peaks
