@@ -9,8 +9,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and run little: without the compiler's optimizations they take two thirds of
 # the time, and loops that are fused by its older means take a third of that to compile.
 _FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-_TPU = importlib.util.find_spec("libtpu") is not None
-if jaxlib.__version__.startswith("0.10.") and not _TPU:  # what does not know a flag ends at once
+LIBTPU = importlib.util.find_spec("libtpu") is not None  # programs for TPUs can be compiled
+if jaxlib.__version__.startswith("0.10.") and not LIBTPU:  # what does not know a flag ends at once
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 for _flag in _FLAGS:
     if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):

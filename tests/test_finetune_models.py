@@ -105,8 +105,8 @@ def test_a_cache_gives_what_whole_rows_give(kind, name):
     plain = generate.decoder(models.make(c), start=1)
     other = jax.jit(generate.make_generate(plain, 6, generate.Sampling(0.0)))
     base = {p: x for p, x in trees.flatten(params).items() if p in models.abstract_params(c)}
-    without = other(trees.unflatten(base), generate.pad(prompts), jax.random.key(0)).logp
-    assert float(jnp.abs(without - found.logp).max()) > 1e-2
+    without = other(trees.unflatten(base), generate.pad(prompts), jax.random.key(0))
+    assert without.tokens.tolist() != found.tokens.tolist()
 
 
 def whole_row(row):

@@ -24,8 +24,8 @@ from jaxllm.scaling import (
 )
 from jaxllm.training import setup
 from tests import runs
+from tests.conftest import LIBTPU
 
-LIBTPU = importlib.util.find_spec("libtpu") is not None
 MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 SEVEN_B = "configs/pretrain.py:family=llama,size=7b"
 

@@ -1,6 +1,5 @@
 """Compiling for TPU slices that are not there; only where libtpu is installed."""
 
-import importlib.util
 import math
 
 import numpy as np
@@ -9,12 +8,12 @@ import pytest
 from jaxllm import sharding
 from jaxllm.config import ConfigError
 from jaxllm.scaling import topology
+from tests.conftest import LIBTPU
 
-HERE = importlib.util.find_spec("libtpu") is not None
-needs_libtpu = pytest.mark.skipif(not HERE, reason="pip install -r requirements-tpu.txt")
+needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="pip install -r requirements-tpu.txt")
 
 
-@pytest.mark.skipif(HERE, reason="libtpu is installed")
+@pytest.mark.skipif(LIBTPU, reason="libtpu is installed")
 def test_without_libtpu_it_says_what_to_install():
     with pytest.raises(ConfigError, match="requirements-tpu"):
         topology.tpu_devices("v4:4x4x4")
